@@ -1,0 +1,55 @@
+//! Which namespaces a container gets.
+
+use bollard_stubs::models::HostConfigCgroupnsModeEnum;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
+
+use crate::{IsolationKind, SpecError, SpecInput};
+
+/// Whether a mode asks for the host's namespace.
+pub(crate) fn is_host(mode: Option<&str>) -> bool {
+    mode == Some("host")
+}
+
+/// Whether the container has a cgroup namespace of its own.
+pub(crate) fn has_cgroup_namespace(input: &SpecInput<'_>) -> bool {
+    if input.isolation == IsolationKind::Hyperv {
+        // The guest has the unified hierarchy.
+        return true;
+    }
+    match input.host_config.cgroupns_mode {
+        Some(HostConfigCgroupnsModeEnum::PRIVATE) => true,
+        Some(HostConfigCgroupnsModeEnum::HOST) => false,
+        Some(HostConfigCgroupnsModeEnum::EMPTY) | None => input.facts.cgroup_version == 2,
+    }
+}
+
+/// The namespaces, in the order in which a runtime lists them.
+pub(crate) fn of(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
+    let host = input.host_config;
+    let mut types = vec![LinuxNamespaceType::Mount];
+    if !is_host(host.uts_mode.as_deref()) {
+        types.push(LinuxNamespaceType::Uts);
+    }
+    if !is_host(host.pid_mode.as_deref()) {
+        types.push(LinuxNamespaceType::Pid);
+    }
+    if !is_host(host.ipc_mode.as_deref()) {
+        types.push(LinuxNamespaceType::Ipc);
+    }
+    if has_cgroup_namespace(input) {
+        types.push(LinuxNamespaceType::Cgroup);
+    }
+    let mut out = Vec::with_capacity(types.len() + 1);
+    for typ in types {
+        out.push(LinuxNamespaceBuilder::default().typ(typ).build()?);
+    }
+    // In a VM the container uses the guest's own network stack.
+    if input.isolation == IsolationKind::Process && !is_host(host.network_mode.as_deref()) {
+        let mut network = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network);
+        if let Some(path) = input.network_namespace {
+            network = network.path(path);
+        }
+        out.push(network.build()?);
+    }
+    Ok(out)
+}

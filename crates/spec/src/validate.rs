@@ -1,0 +1,428 @@
+//! What is refused, what is only warned about, and what a request left open.
+
+use bollard_stubs::models::{
+    ContainerConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigIsolationEnum,
+    RestartPolicyNameEnum,
+};
+
+use crate::{
+    HostFacts, Invalid, IsolationKind, SecurityOptions, SpecError, capabilities, devices, mounts,
+    process, resources, sysctl,
+};
+
+/// The networks that exist from the start.
+pub const NETWORKS: [&str; 3] = ["bridge", "host", "none"];
+
+/// The isolation that a request means: what it names, or `default` when it names none.
+///
+/// # Errors
+/// [`Invalid::Isolation`] for one that does not exist.
+pub fn effective_isolation(
+    requested: Option<&str>,
+    default: IsolationKind,
+) -> Result<IsolationKind, Invalid> {
+    match requested.map(str::to_ascii_lowercase).as_deref() {
+        None | Some("" | "default") => Ok(default),
+        Some(name) => Ok(name.parse()?),
+    }
+}
+
+/// Fills in what a request left open, and drops, with a warning, what the host cannot do, so
+/// that what is stored and shown is what applies.
+pub fn apply_defaults(
+    host_config: &mut HostConfig,
+    isolation: IsolationKind,
+    facts: &HostFacts,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    host_config.isolation = Some(match isolation {
+        IsolationKind::Process => HostConfigIsolationEnum::PROCESS,
+        IsolationKind::Hyperv => HostConfigIsolationEnum::HYPERV,
+    });
+    if isolation == IsolationKind::Process {
+        discard_unsupported(host_config, facts, &mut warnings);
+    } else {
+        discard_for_vm(host_config, &mut warnings);
+    }
+    let is_blank = |value: &Option<String>| value.as_deref().is_none_or(str::is_empty);
+    if is_blank(&host_config.network_mode) || host_config.network_mode.as_deref() == Some("default")
+    {
+        host_config.network_mode = Some("bridge".to_owned());
+    }
+    if is_blank(&host_config.ipc_mode) {
+        host_config.ipc_mode = Some("private".to_owned());
+    }
+    if is_blank(&host_config.runtime) {
+        host_config.runtime = Some("bulkhead".to_owned());
+    }
+    if host_config.shm_size.unwrap_or(0) == 0 {
+        host_config.shm_size = Some(mounts::DEFAULT_SHM_SIZE);
+    }
+    let swap_counts = isolation == IsolationKind::Hyperv || facts.swap_limit;
+    if let Some(memory) = host_config.memory.filter(|memory| *memory > 0)
+        && host_config.memory_swap.unwrap_or(0) == 0
+        && swap_counts
+    {
+        host_config.memory_swap = Some(memory.saturating_mul(2));
+    }
+    if matches!(
+        host_config.cgroupns_mode,
+        None | Some(HostConfigCgroupnsModeEnum::EMPTY)
+    ) {
+        let own = isolation == IsolationKind::Hyperv || facts.cgroup_version == 2;
+        host_config.cgroupns_mode = Some(match own {
+            true => HostConfigCgroupnsModeEnum::PRIVATE,
+            false => HostConfigCgroupnsModeEnum::HOST,
+        });
+    }
+    if host_config.masked_paths.is_none() {
+        host_config.masked_paths = Some(crate::security::masked_paths(host_config));
+    }
+    if host_config.readonly_paths.is_none() {
+        host_config.readonly_paths = Some(crate::security::readonly_paths(host_config));
+    }
+    warnings
+}
+
+/// Docker discards limits that the kernel does not know, and says so.
+fn discard_unsupported(
+    host_config: &mut HostConfig,
+    facts: &HostFacts,
+    warnings: &mut Vec<String>,
+) {
+    let mut warn = |sentence: &str| warnings.push(sentence.to_owned());
+    let positive = |value: Option<i64>| value.unwrap_or(0) > 0;
+    if !facts.memory_limit && positive(host_config.memory) {
+        warn(
+            "Your kernel does not support memory limit capabilities or the cgroup is not mounted. Limitation discarded.",
+        );
+        host_config.memory = Some(0);
+        host_config.memory_swap = Some(-1);
+    }
+    if !facts.swap_limit && positive(host_config.memory) && host_config.memory_swap != Some(-1) {
+        warn(
+            "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.",
+        );
+        host_config.memory_swap = Some(-1);
+    }
+    if !facts.oom_kill_disable && host_config.oom_kill_disable == Some(true) {
+        warn("Your kernel does not support OomKillDisable. OomKillDisable discarded.");
+        host_config.oom_kill_disable = None;
+    }
+    if facts.cgroup_version == 2 && host_config.memory_swappiness.is_some_and(|s| s >= 0) {
+        warn(
+            "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.",
+        );
+        host_config.memory_swappiness = None;
+    }
+    if !facts.cpu_quota
+        && (positive(host_config.nano_cpus)
+            || positive(host_config.cpu_quota)
+            || positive(host_config.cpu_period))
+    {
+        warn(
+            "Your kernel does not support CPU CFS quota/period or the cgroup is not mounted. CPU limit discarded.",
+        );
+        host_config.nano_cpus = None;
+        host_config.cpu_quota = None;
+        host_config.cpu_period = None;
+    }
+    if !facts.cpu_shares && positive(host_config.cpu_shares) {
+        warn(
+            "Your kernel does not support CPU shares or the cgroup is not mounted. Shares discarded.",
+        );
+        host_config.cpu_shares = None;
+    }
+    if !facts.cpuset && names_something(&[&host_config.cpuset_cpus, &host_config.cpuset_mems]) {
+        warn("Your kernel does not support cpuset or the cgroup is not mounted. Cpuset discarded.");
+        host_config.cpuset_cpus = None;
+        host_config.cpuset_mems = None;
+    }
+    if !facts.pids_limit && positive(host_config.pids_limit) {
+        warn(
+            "Your kernel does not support PIDs limit capabilities or the cgroup is not mounted. PIDs limit discarded.",
+        );
+        host_config.pids_limit = None;
+    }
+    if !facts.blkio_weight && host_config.blkio_weight.unwrap_or(0) != 0 {
+        warn(
+            "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.",
+        );
+        host_config.blkio_weight = None;
+    }
+}
+
+/// The guest's kernel has the unified hierarchy and its disks are the container's alone.
+fn discard_for_vm(host_config: &mut HostConfig, warnings: &mut Vec<String>) {
+    if host_config.oom_kill_disable == Some(true) {
+        warnings.push(
+            "The kernel of a container with hyperv isolation does not support OomKillDisable. OomKillDisable discarded."
+                .to_owned(),
+        );
+        host_config.oom_kill_disable = None;
+    }
+    if host_config
+        .memory_swappiness
+        .is_some_and(|value| value >= 0)
+    {
+        warnings.push(
+            "A container with hyperv isolation has no swap. Memory swappiness discarded."
+                .to_owned(),
+        );
+        host_config.memory_swappiness = None;
+    }
+    if host_config.blkio_weight.unwrap_or(0) != 0 {
+        warnings.push(
+            "Block I/O weight has no effect with hyperv isolation. Weight discarded.".to_owned(),
+        );
+        host_config.blkio_weight = None;
+    }
+}
+
+fn names_something(values: &[&Option<String>]) -> bool {
+    values
+        .iter()
+        .any(|value| value.as_deref().is_some_and(|text| !text.is_empty()))
+}
+
+/// Refuses a container that cannot be what was asked for; what comes back are warnings. The
+/// configuration is already merged with the image's.
+///
+/// # Errors
+/// [`Invalid`], whose [`Invalid::kind`] says how to answer.
+pub fn validate(
+    config: &ContainerConfig,
+    host_config: &HostConfig,
+    isolation: IsolationKind,
+    facts: &HostFacts,
+) -> Result<Vec<String>, Invalid> {
+    process::command(config)?;
+    process::check_env(config.env.as_deref().unwrap_or_default())?;
+    if let Some(cwd) = config.working_dir.as_deref().filter(|cwd| !cwd.is_empty())
+        && !cwd.starts_with('/')
+    {
+        return Err(Invalid::WorkingDirectory(cwd.to_owned()));
+    }
+    if isolation == IsolationKind::Hyperv {
+        refuse_host_sharing(host_config)?;
+    }
+    check_modes(config, host_config)?;
+    check_network(host_config)?;
+    resources::check(host_config, isolation, facts)?;
+    sysctl::check(host_config, isolation)?;
+    mounts::check(host_config)?;
+    devices::check(host_config)?;
+    process::rlimits(host_config, isolation).map_err(|error| match error {
+        SpecError::Invalid(invalid) => invalid,
+        other => Invalid::Ulimit(other.to_string()),
+    })?;
+    let available = match isolation {
+        IsolationKind::Hyperv => crate::known_capabilities(),
+        IsolationKind::Process => facts.capabilities.as_slice(),
+    };
+    let effective = capabilities::effective(host_config, available)?;
+    let security = SecurityOptions::parse(host_config)?;
+    crate::security::seccomp_profile(host_config, &security, &effective)?;
+    check_rest(host_config)?;
+    Ok(warnings(config, host_config))
+}
+
+fn warnings(config: &ContainerConfig, host_config: &HostConfig) -> Vec<String> {
+    let mut out = Vec::new();
+    if host_config.oom_kill_disable == Some(true) && host_config.memory.unwrap_or(0) <= 0 {
+        out.push(
+            "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources."
+                .to_owned(),
+        );
+    }
+    for volume in config.volumes.iter().flatten() {
+        out.push(format!(
+            "Volume {volume} is kept in the container's own writable layer and is removed with it."
+        ));
+    }
+    let published = host_config.publish_all_ports == Some(true)
+        || host_config
+            .port_bindings
+            .as_ref()
+            .is_some_and(|ports| !ports.is_empty());
+    if published {
+        out.push(
+            "Ports are not published: containers have only a loopback network yet.".to_owned(),
+        );
+    }
+    out
+}
+
+/// A container with its own kernel has nothing of the host's to share.
+fn refuse_host_sharing(host_config: &HostConfig) -> Result<(), Invalid> {
+    let refuse = |option: String| Err(Invalid::OwnKernel { option });
+    let modes = [
+        ("--pid", &host_config.pid_mode),
+        ("--network", &host_config.network_mode),
+        ("--ipc", &host_config.ipc_mode),
+        ("--uts", &host_config.uts_mode),
+        ("--userns", &host_config.userns_mode),
+    ];
+    for (name, mode) in modes {
+        let mode = mode.as_deref().unwrap_or_default();
+        if mode == "host" || mode.starts_with("container:") || mode.starts_with("ns:") {
+            return refuse(format!("{name}={mode}"));
+        }
+    }
+    if host_config.cgroupns_mode == Some(HostConfigCgroupnsModeEnum::HOST) {
+        return refuse("--cgroupns=host".to_owned());
+    }
+    if let Some(device) = host_config.devices.iter().flatten().next() {
+        return refuse(format!(
+            "--device={}",
+            device.path_on_host.as_deref().unwrap_or_default()
+        ));
+    }
+    let named = [
+        ("--cgroup-parent", &host_config.cgroup_parent),
+        ("--cpuset-cpus", &host_config.cpuset_cpus),
+        ("--cpuset-mems", &host_config.cpuset_mems),
+    ];
+    for (name, value) in named {
+        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
+            return refuse(format!("{name}={value}"));
+        }
+    }
+    let throttled = [
+        ("--device-read-bps", &host_config.blkio_device_read_bps),
+        ("--device-write-bps", &host_config.blkio_device_write_bps),
+        ("--device-read-iops", &host_config.blkio_device_read_iops),
+        ("--device-write-iops", &host_config.blkio_device_write_iops),
+    ];
+    for (name, devices) in throttled {
+        if devices.iter().flatten().next().is_some() {
+            return refuse(name.to_owned());
+        }
+    }
+    if host_config
+        .blkio_weight_device
+        .iter()
+        .flatten()
+        .next()
+        .is_some()
+    {
+        return refuse("--blkio-weight-device".to_owned());
+    }
+    Ok(())
+}
+
+fn check_modes(config: &ContainerConfig, host_config: &HostConfig) -> Result<(), Invalid> {
+    let modes: [(&'static str, &Option<String>, &[&str]); 4] = [
+        ("PID", &host_config.pid_mode, &["host"]),
+        (
+            "IPC",
+            &host_config.ipc_mode,
+            &["none", "private", "shareable", "host"],
+        ),
+        ("UTS", &host_config.uts_mode, &["host"]),
+        ("user namespace", &host_config.userns_mode, &["host"]),
+    ];
+    for (what, mode, valid) in modes {
+        let mode = mode.as_deref().unwrap_or_default();
+        if mode.is_empty() || valid.contains(&mode) {
+            continue;
+        }
+        let joins = matches!(what, "PID" | "IPC") && mode.len() > "container:".len();
+        if joins && mode.starts_with("container:") {
+            return Err(Invalid::NotYet(format!(
+                "sharing the {what} namespace of another container ({mode})"
+            )));
+        }
+        return Err(Invalid::Mode {
+            what,
+            value: mode.to_owned(),
+        });
+    }
+    let named = config
+        .hostname
+        .as_deref()
+        .is_some_and(|name| !name.is_empty());
+    if host_config.uts_mode.as_deref() == Some("host") && named {
+        return Err(Invalid::Conflict("hostname and the UTS mode".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_network(host_config: &HostConfig) -> Result<(), Invalid> {
+    match host_config.network_mode.as_deref() {
+        Some(mode) if mode.starts_with("container:") => Err(Invalid::NotYet(format!(
+            "sharing the network of another container ({mode})"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a network that does not exist. Docker says so when a container is started, not when
+/// it is created, where clients would take it for a missing image and pull that.
+pub(crate) fn find_network(host_config: &HostConfig) -> Result<(), Invalid> {
+    match host_config.network_mode.as_deref().unwrap_or_default() {
+        "" | "default" => Ok(()),
+        known if NETWORKS.contains(&known) => Ok(()),
+        name => Err(Invalid::NetworkNotFound(name.to_owned())),
+    }
+}
+
+fn check_rest(host_config: &HostConfig) -> Result<(), Invalid> {
+    if let Some(runtime) = host_config.runtime.as_deref()
+        && !matches!(
+            runtime,
+            "" | "bulkhead" | "io.containerd.bulkhead.v2" | "runc" | "io.containerd.runc.v2"
+        )
+    {
+        return Err(Invalid::Runtime(runtime.to_owned()));
+    }
+    if let Some(request) = host_config.device_requests.iter().flatten().next() {
+        let capabilities: Vec<String> = request
+            .capabilities
+            .iter()
+            .flatten()
+            .map(|set| format!("[{}]", set.join(" ")))
+            .collect();
+        return Err(Invalid::DeviceDriver {
+            driver: request.driver.clone().unwrap_or_default(),
+            capabilities: format!("[{}]", capabilities.join(" ")),
+        });
+    }
+    if host_config
+        .storage_opt
+        .as_ref()
+        .is_some_and(|o| !o.is_empty())
+    {
+        return Err(Invalid::StorageOption);
+    }
+    if let Some(link) = host_config.links.iter().flatten().next() {
+        return Err(Invalid::NotYet(format!(
+            "linking containers (--link {link})"
+        )));
+    }
+    check_restart(host_config)
+}
+
+fn check_restart(host_config: &HostConfig) -> Result<(), Invalid> {
+    let Some(policy) = &host_config.restart_policy else {
+        return Ok(());
+    };
+    let refused = |reason: &str| Err(Invalid::RestartPolicy(reason.to_owned()));
+    let retries = policy.maximum_retry_count.unwrap_or(0);
+    let restarts = !matches!(
+        policy.name,
+        None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO)
+    );
+    if retries != 0 && policy.name != Some(RestartPolicyNameEnum::ON_FAILURE) {
+        return refused("maximum retry count can only be used with 'on-failure'");
+    }
+    if retries < 0 {
+        return refused("maximum retry count cannot be negative");
+    }
+    if restarts && host_config.auto_remove == Some(true) {
+        return Err(Invalid::Limit(
+            "can't create 'AutoRemove' container with restart policy".to_owned(),
+        ));
+    }
+    Ok(())
+}
