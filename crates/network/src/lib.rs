@@ -1,0 +1,16 @@
+//! Network namespaces of containers: made, kept alive by a file, removed, swept.
+//!
+//! Every container has one, whatever its isolation; it holds no process of its own, so a
+//! file that the namespace is bind-mounted on keeps it alive, as `ip netns` does. The files
+//! are in one directory, a private mount, so that no mount of ours travels to another mount
+//! namespace. Copies of those mounts in the namespaces of supervisors go when the file is
+//! unlinked: the kernel detaches what is mounted on a name that goes away.
+//!
+//! This crate knows no container and no API.
+
+mod loopback;
+mod namespace;
+
+pub use namespace::{
+    NetworkNamespace, NetworkNamespaceError, prepare_directory, release_directory, remove, sweep,
+};
