@@ -1,0 +1,97 @@
+//! [`ImageStore`]: the images of one data root.
+//!
+//! On disk, below `<data_root>/images`:
+//!
+//! - `layers/<diffID>.erofs`: each layer once, as what containers mount.
+//! - `blobs/sha256/<digest>`: configs, manifests, and layers that were received compressed, as
+//!   they were received.
+//! - `layers/<diffID>.tar.zst`: the tar of a layer that came uncompressed, compressed by us.
+//! - `metadata.sqlite`: names, and which image has which layers.
+//! - `tmp/`: what is being written; emptied when the store is opened.
+//!
+//! Beside each EROFS image its tar is kept so that `save` and `push` can give every layer back
+//! byte for byte (its diffID, and for a compressed blob the registry's digest too). The price
+//! is disk: on top of the uncompressed EROFS image a layer costs its compressed size, roughly a
+//! third more.
+
+mod database;
+mod files;
+mod ingest;
+mod query;
+mod remove;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+
+use crate::digest::Digest;
+use crate::error::Result;
+pub(crate) use files::storage;
+use files::{StoreFiles, StoredFile};
+pub use ingest::{AddedImage, Ingest, NewImage};
+
+/// The images of one data root. All methods block; see the crate's documentation.
+#[derive(Debug)]
+pub struct ImageStore {
+    pub(crate) files: StoreFiles,
+    /// Held for every change, and so for renames into and removals from the directories.
+    /// Never while a caller's stream is read.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) connection: Connection,
+    /// Layers that an unfinished [`Ingest`] counts on, and how many of these there are.
+    pub(crate) pins: HashMap<Digest, usize>,
+}
+
+impl ImageStore {
+    /// Opens, or makes, the store at `<data_root>/images` and sweeps what an interrupted
+    /// run left: temporaries, blobs and layers that no image refers to.
+    ///
+    /// # Errors
+    /// [`crate::ImageError::Locked`] if another process has it open.
+    pub fn open(data_root: &Path) -> Result<Self> {
+        let files = StoreFiles::open(data_root.join("images"))?;
+        let connection = database::open(&files.database_path())?;
+        let store = Self {
+            files,
+            state: Mutex::new(State {
+                connection,
+                pins: HashMap::new(),
+            }),
+        };
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// Starts bringing in layers and images; for `load`, `import`, and callers who fetch or
+    /// make layers.
+    pub fn ingest(&self) -> Ingest<'_> {
+        Ingest::new(self)
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let mut state = self.state();
+        self.collect_unused(&mut state)?;
+        let mut used = HashSet::new();
+        for row in database::layers(&state.connection)? {
+            used.insert(StoredFile::LayerImage(row.diff_id));
+            used.insert(row.tar_file());
+        }
+        for id in database::image_ids(&state.connection)? {
+            used.insert(StoredFile::Blob(id.0));
+            let documents = database::documents(&state.connection, &id)?;
+            used.extend(documents.into_iter().map(StoredFile::Blob));
+        }
+        self.files.sweep(&used)
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // A transaction that a panic cut short was rolled back, so the state is sound.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
