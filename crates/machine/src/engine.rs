@@ -1,0 +1,105 @@
+//! What an engine is, inside the worker.
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+
+use crate::{MachineConfig, MachineExit};
+
+/// What machines of an engine can do; callers decide by this and never by a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The guest's memory can be a file that a snapshot leaves where it is.
+    pub memory_file: bool,
+    /// State can be saved and another machine be made from it.
+    pub snapshot: bool,
+    /// Disks can be attached to a running machine.
+    pub disk_hotplug: bool,
+    /// Devices that live in other processes (vhost-user) can be attached.
+    pub vhost_user: bool,
+    /// Host directories can be shared (virtio-fs).
+    pub shared_directories: bool,
+    /// Most vCPUs of one machine.
+    pub max_vcpus: u32,
+}
+
+/// A machine could not be made to run. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The host lacks what the engine needs.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The configuration cannot be honoured.
+    #[error("{0}")]
+    InvalidConfig(String),
+    /// The engine said no.
+    #[error("{engine} could not start the machine: {message}")]
+    Refused {
+        /// Which engine.
+        engine: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// The system said no.
+    #[error("{context}")]
+    Io {
+        /// What was being done.
+        context: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A request to a running machine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// There is no machine any more.
+    #[error("the machine has ended")]
+    Ended,
+    /// The engine said no.
+    #[error("the engine refused: {0}")]
+    Refused(String),
+}
+
+/// Boots machines. Lives in a worker process of its own, so whatever it is killed with
+/// takes one machine along and no other.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// What its machines can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Boots a machine; returns when its CPUs run, long before the guest has started up.
+    /// `transport` is a stream socket; its other end is with whoever talks to the agent.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    async fn boot(
+        &self,
+        config: &MachineConfig,
+        transport: OwnedFd,
+    ) -> Result<Box<dyn Machine>, BootError>;
+}
+
+/// A machine whose CPUs have begun to run. Dropping it kills it.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// Stops the CPUs. Returns when they stand. Legal at any time; pausing twice is no error.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    async fn pause(&self) -> Result<(), MachineError>;
+
+    /// Lets the CPUs run on. Legal at any time.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    async fn resume(&self) -> Result<(), MachineError>;
+
+    /// Ends the machine at once, as pulling the plug does. Returns before [`Machine::wait`]
+    /// does. Killing one that has ended does nothing.
+    fn kill(&self);
+
+    /// Waits for the end. When it returns, every process of the machine was reaped and its
+    /// small files are gone. Any number of callers, all get the same answer.
+    async fn wait(&self) -> MachineExit;
+}

@@ -1,0 +1,18 @@
+//! The Machine seam: what runs a VM's CPUs.
+//!
+//! Three parties meet here. The supervisor chooses an engine ([`choose`]), describes a VM
+//! ([`MachineConfig`]) and starts its worker process ([`worker::Worker`]); the worker binary
+//! serves that ([`worker::protocol`]); an engine boots the VM ([`Engine`], [`Machine`]).
+//! This crate knows no hypervisor: what engines cannot do alike is declared as data
+//! ([`Capabilities`]), and nobody above the seam asks for an engine's name.
+
+mod choice;
+mod config;
+mod engine;
+mod exit;
+pub mod worker;
+
+pub use choice::{ChoiceError, EngineChoice, HostFacts, choose, find_qemu};
+pub use config::{Accelerator, Console, Disk, EngineKind, LayerFile, MAX_LAYERS, MachineConfig};
+pub use engine::{BootError, Capabilities, Engine, Machine, MachineError};
+pub use exit::{ExitReason, MachineExit};
