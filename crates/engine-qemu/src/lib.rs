@@ -1,0 +1,74 @@
+//! The Machine seam on QEMU's microvm machine.
+//!
+//! Owns QEMU's process, its command line and its monitor. One machine is one QEMU child of
+//! the worker; it dies with the worker's main thread, so [`QemuEngine`] must be used from a
+//! single-threaded runtime on that thread. Knows nothing of containers or of the agent: the
+//! transport is a socket that it hands to QEMU.
+
+mod command;
+mod machine;
+mod qmp;
+mod tail;
+mod tsc;
+mod vmdk;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bulkhead_machine::{BootError, Capabilities, Engine, Machine, MachineConfig};
+
+/// Most vCPUs of QEMU's microvm machine.
+const MAX_VCPUS: u32 = 288;
+
+/// QEMU as an engine.
+#[derive(Debug)]
+pub struct QemuEngine {
+    binary: PathBuf,
+}
+
+impl QemuEngine {
+    /// The engine on this QEMU binary.
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+        }
+    }
+
+    /// The engine on the QEMU that this host has.
+    ///
+    /// # Errors
+    /// [`BootError::Unavailable`] when it has none.
+    pub fn find() -> Result<Self, BootError> {
+        bulkhead_machine::find_qemu().map(Self::new).ok_or_else(|| {
+            BootError::Unavailable(
+                "qemu-system-x86_64 was not found in PATH: install it (Debian: apt-get \
+                 install qemu-system-x86)"
+                    .to_owned(),
+            )
+        })
+    }
+}
+
+#[async_trait]
+impl Engine for QemuEngine {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            memory_file: false,
+            snapshot: false,
+            disk_hotplug: false,
+            vhost_user: false,
+            shared_directories: false,
+            max_vcpus: MAX_VCPUS,
+        }
+    }
+
+    async fn boot(
+        &self,
+        config: &MachineConfig,
+        transport: OwnedFd,
+    ) -> Result<Box<dyn Machine>, BootError> {
+        let machine = machine::boot(&self.binary, config, transport, self.capabilities()).await?;
+        Ok(Box::new(machine))
+    }
+}
