@@ -1,0 +1,254 @@
+//! Real VMs under a real worker.
+
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod common;
+
+use std::os::unix::fs::MetadataExt;
+
+use bulkhead_machine::worker::{Worker, WorkerError};
+use bulkhead_machine::{Disk, ExitReason, LayerFile, MAX_LAYERS};
+use common::{Guest, Place, children, comm, gone, vmwp};
+
+type Config = bulkhead_machine::MachineConfig;
+
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+fn nothing_left(place: &Place) {
+    let left: Vec<_> = std::fs::read_dir(place.path("run")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_guest_talks_and_powers_off() {
+    let Some(place) = Place::new() else { return };
+    let mut guest = Guest::boot(&place.config(Vec::new())).await;
+    assert_eq!(guest.text("echo $((6 * 7))").await, "42\n");
+    let pid = guest.worker.pid();
+    assert_eq!(comm(pid), "vmwp");
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(line.contains("0123456789abcdef"), "{line}");
+    let [qemu] = children(pid)[..] else {
+        panic!("not one child")
+    };
+    assert!(comm(qemu).starts_with("qemu-system"));
+
+    guest.worker.pause().await.unwrap();
+    guest.worker.pause().await.unwrap();
+    guest.tell("echo resumed").await;
+    guest.worker.resume().await.unwrap();
+    assert_eq!(guest.answer().await, b"resumed\n");
+
+    guest.tell("poweroff -f").await;
+    let exit = guest.worker.wait().await;
+    assert_eq!(exit.reason, ExitReason::PoweredOff, "{exit:?}");
+    gone(pid).await;
+    gone(qemu).await;
+    nothing_left(&place);
+    assert!(matches!(
+        guest.worker.pause().await,
+        Err(WorkerError::Ended(_))
+    ));
+    assert_eq!(guest.worker.kill().await, exit);
+}
+
+#[tokio::test]
+async fn many_layers_are_one_read_only_disk() {
+    let Some(place) = Place::new() else { return };
+    let mut whole = Vec::new();
+    let mut files = Vec::new();
+    for index in 0..MAX_LAYERS {
+        let path = place.path(&format!("layer, {index}"));
+        let content = vec![u8::try_from(index + 1).unwrap(); 4096 * (1 + index % 3)];
+        std::fs::write(&path, &content).unwrap();
+        files.push(LayerFile {
+            path,
+            bytes: u64::try_from(content.len()).unwrap(),
+        });
+        whole.extend(content);
+    }
+    let mut guest = Guest::boot(&place.config(vec![Disk::Layers { files }])).await;
+    assert_eq!(guest.text("cat /sys/block/vda/serial").await, "layers");
+    assert_eq!(guest.text("cat /sys/block/vda/ro").await, "1\n");
+    let read = guest.run("cat /dev/vda").await;
+    assert_eq!(read.len(), whole.len());
+    assert!(read == whole);
+    nothing_left(&place);
+    let exit = guest.worker.kill().await;
+    assert_eq!(exit.reason, ExitReason::Killed, "{exit:?}");
+}
+
+#[tokio::test]
+async fn the_scratch_disk_keeps_what_was_synced_and_forgets_what_was_discarded() {
+    let Some(place) = Place::new() else { return };
+    let path = place.path("scratch.img");
+    let copied = std::process::Command::new("cp")
+        .arg("--sparse=always")
+        .arg(place.scratch_template())
+        .arg(&path)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let layer = place.path("layer");
+    std::fs::write(&layer, vec![1; 4096]).unwrap();
+    let disks = vec![
+        Disk::Layers {
+            files: vec![LayerFile {
+                path: layer,
+                bytes: 4096,
+            }],
+        },
+        Disk::Scratch { path: path.clone() },
+    ];
+    let config = place.config(disks);
+    let mut guest = Guest::boot(&config).await;
+    assert_eq!(guest.text("cat /sys/block/vdb/serial").await, "scratch");
+    let mount = "mkdir /mnt && mount -t ext4 /dev/vdb /mnt";
+    assert_eq!(guest.text(mount).await, "");
+    let fill =
+        "dd if=/dev/urandom of=/mnt/large bs=1M count=16 2>/dev/null; echo kept > /mnt/f; sync";
+    assert_eq!(guest.text(fill).await, "");
+    let full = std::fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(full > 16 << 20);
+
+    // A disk has one machine at a time.
+    let (second, _port) = Worker::spawn(vmwp(), &config).await.unwrap();
+    let exit = second.wait().await;
+    assert_eq!(exit.reason, ExitReason::BootFailed, "{exit:?}");
+    assert!(exit.detail.contains("lock"), "{exit:?}");
+
+    assert_eq!(guest.text("rm /mnt/large; sync; fstrim /mnt").await, "");
+    let trimmed = std::fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(trimmed + (15 << 20) < full, "{trimmed} of {full}");
+    // No clean unmount: what was synced is there all the same.
+    guest.worker.kill().await;
+
+    let mut guest = Guest::boot(&config).await;
+    assert_eq!(guest.text(mount).await, "");
+    assert_eq!(guest.text("cat /mnt/f").await, "kept\n");
+    guest.worker.kill().await;
+}
+
+#[tokio::test]
+async fn a_panic_ends_the_machine_and_is_quoted() {
+    let Some(place) = Place::new() else { return };
+    let mut guest = Guest::boot(&place.config(Vec::new())).await;
+    guest.tell("exit 1").await;
+    let exit = guest.worker.wait().await;
+    assert_eq!(exit.reason, ExitReason::GuestPanic);
+    assert!(exit.detail.contains("Attempted to kill init"), "{exit:?}");
+}
+
+#[tokio::test]
+async fn whoever_is_killed_takes_the_others_along() {
+    let Some(place) = Place::new() else { return };
+    let boot = async || {
+        let guest = Guest::boot(&place.config(Vec::new())).await;
+        let [qemu] = children(guest.worker.pid())[..] else {
+            panic!("not one child")
+        };
+        (guest, qemu)
+    };
+
+    let (guest, qemu) = boot().await;
+    kill(qemu);
+    let exit = guest.worker.wait().await;
+    assert_eq!(exit.reason, ExitReason::EngineKilled, "{exit:?}");
+    gone(guest.worker.pid()).await;
+
+    let (guest, qemu) = boot().await;
+    kill(guest.worker.pid());
+    let exit = guest.worker.wait().await;
+    assert_eq!(exit.reason, ExitReason::WorkerLost, "{exit:?}");
+    assert!(exit.detail.contains("signal 9"), "{exit:?}");
+    gone(qemu).await;
+
+    let (guest, qemu) = boot().await;
+    let pid = guest.worker.pid();
+    drop(guest);
+    gone(pid).await;
+    gone(qemu).await;
+}
+
+#[tokio::test]
+async fn a_supervisor_that_vanishes_takes_the_machine_along() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    let Some(place) = Place::new() else { return };
+    let (control, worker_control) = UnixStream::pair().unwrap();
+    let (_port, worker_port) = UnixStream::pair().unwrap();
+    let mut worker = std::process::Command::new(vmwp())
+        .args(["--id", "x"])
+        .stdin(OwnedFd::from(worker_control))
+        .stdout(OwnedFd::from(worker_port))
+        .spawn()
+        .unwrap();
+    let mut line = serde_json::to_vec(&place.config(Vec::new())).unwrap();
+    line.push(b'\n');
+    (&control).write_all(&line).unwrap();
+    let mut running = String::new();
+    BufReader::new(&control).read_line(&mut running).unwrap();
+    assert!(running.contains("running"), "{running}");
+    let qemu = children(worker.id())[0];
+    drop(control);
+    assert!(worker.wait().unwrap().success());
+    gone(qemu).await;
+    nothing_left(&place);
+}
+
+#[tokio::test]
+async fn what_cannot_boot_says_why() {
+    let Some(place) = Place::new() else { return };
+    let text = place.path("text");
+    std::fs::write(&text, "not a kernel").unwrap();
+    let layers = |bytes| Disk::Layers {
+        files: vec![LayerFile {
+            path: place.path("text"),
+            bytes,
+        }],
+    };
+    let change = |change: &dyn Fn(&mut Config)| {
+        let mut config = place.config(Vec::new());
+        change(&mut config);
+        config
+    };
+    for (config, words) in [
+        (
+            change(&|config| config.kernel = "/no/kernel".into()),
+            "/no/kernel",
+        ),
+        (change(&|config| config.kernel = text.clone()), "text"),
+        (change(&|config| config.memory_bytes = 8 << 20), "8 MiB"),
+        (change(&|config| config.memory_bytes = 1 << 60), "memory"),
+        (change(&|config| config.vcpus = 0), "not 0"),
+        (change(&|config| config.vcpus = 10_000), "10000"),
+        (place.config(vec![layers(4096)]), "has 12 bytes"),
+        (
+            place.config(vec![Disk::Layers { files: Vec::new() }]),
+            "layers",
+        ),
+        (
+            place.config(vec![Disk::Scratch {
+                path: "/no/disk".into(),
+            }]),
+            "/no/disk",
+        ),
+    ] {
+        let (worker, _port) = Worker::spawn(vmwp(), &config).await.unwrap();
+        let exit = worker.wait().await;
+        assert_eq!(exit.reason, ExitReason::BootFailed, "{exit:?}");
+        assert!(exit.detail.contains(words), "{exit:?} has no {words}");
+        eprintln!("{}", exit.detail);
+        nothing_left(&place);
+    }
+    let error = Worker::spawn(&text, &place.config(Vec::new()))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, WorkerError::Spawn { .. }), "{error:?}");
+}
