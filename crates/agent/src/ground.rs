@@ -1,0 +1,108 @@
+//! What the agent stands on: the machine that it is PID 1 of, or, in tests, a directory of
+//! the host that a container may use as its root.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_agent_protocol::{ReadinessTimes, Setup, SetupReply};
+use bulkhead_isolation::{ErrorKind, IsolationError, Result};
+
+use crate::{clock, disks};
+
+/// Where the agent keeps the container's files in a machine.
+const STATE: &str = "/run/bulkhead/state";
+
+/// See the module.
+#[derive(Debug)]
+pub struct Ground {
+    root: PathBuf,
+    state: PathBuf,
+    machine: Option<ReadinessTimes>,
+}
+
+impl Ground {
+    /// The machine; `times` are those of its start so far.
+    pub fn machine(times: ReadinessTimes) -> Self {
+        Self {
+            root: disks::ROOT.into(),
+            state: STATE.into(),
+            machine: Some(times),
+        }
+    }
+
+    /// A directory that is a root filesystem already, and one for files of our own.
+    pub fn directory(root: PathBuf, state: PathBuf) -> Self {
+        Self {
+            root,
+            state,
+            machine: None,
+        }
+    }
+
+    /// Whether this kernel is ours alone.
+    pub fn is_machine(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// Where the container's root filesystem is after [`Ground::set_up`].
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A directory for the agent's files.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Does what the host's first request asks for. Blocks.
+    ///
+    /// # Errors
+    /// That a disk cannot be mounted, or a value cannot be set.
+    pub fn set_up(&self, setup: &Setup, request: u64) -> Result<SetupReply> {
+        std::fs::create_dir_all(&self.state)
+            .map_err(|error| IsolationError::other("cannot create the agent's directory", error))?;
+        let mut times = ReadinessTimes {
+            request,
+            ..self.machine.unwrap_or_default()
+        };
+        if self.machine.is_some() {
+            clock::set(setup.seconds, setup.nanoseconds)
+                .map_err(|error| IsolationError::other("cannot set the guest's clock", error))?;
+            clock::add_entropy(&setup.entropy).map_err(|error| {
+                IsolationError::other("cannot seed the guest's random numbers", error)
+            })?;
+            rustix::system::sethostname(setup.hostname.as_bytes()).map_err(|error| {
+                IsolationError::other("cannot set the guest's host name", error)
+            })?;
+            disks::mount_root(&setup.layers).map_err(|error| {
+                let kind = match error {
+                    disks::DiskError::Invalid(_) => ErrorKind::InvalidArgument,
+                    _ => ErrorKind::Other,
+                };
+                IsolationError::new(kind, error.to_string())
+            })?;
+        }
+        times.mounted = clock::uptime_millis();
+        Ok(SetupReply {
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+            memory: rustix::system::sysinfo()
+                .totalram
+                .saturating_mul(u64::from(rustix::system::sysinfo().mem_unit)),
+            times,
+        })
+    }
+
+    /// Undoes [`Ground::set_up`]; what the container wrote is on its disk then. Blocks.
+    ///
+    /// # Errors
+    /// That something is still in use.
+    pub fn tear_down(&self) -> Result<()> {
+        if self.machine.is_none() {
+            return Ok(());
+        }
+        disks::unmount_root()
+            .map_err(|error| IsolationError::new(ErrorKind::Other, error.to_string()))
+    }
+}
