@@ -1,0 +1,152 @@
+//! A container in a VM.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bulkhead_agent_protocol::{Exec, KillAll, Pause, Processes, Resume, Update};
+use bulkhead_isolation::{
+    Container, ErrorKind, IsolationError, Process, ProcessInfo, Resources, Result, Stats,
+};
+
+use crate::adapt;
+use crate::process::{VmProcess, Wanted};
+use crate::sizing::Size;
+use crate::vm::Vm;
+
+/// See the module.
+pub struct VmContainer {
+    vm: Arc<Vm>,
+    init: Arc<VmProcess>,
+    size: Size,
+}
+
+impl VmContainer {
+    /// The container whose init this is.
+    pub fn new(vm: Arc<Vm>, init: Arc<VmProcess>, size: Size) -> Self {
+        Self { vm, init, size }
+    }
+}
+
+/// Which streams a process with this specification has.
+pub fn wanted(process: &oci_spec::runtime::Process, stdin: bool) -> Wanted {
+    Wanted {
+        stdin,
+        terminal: process.terminal().unwrap_or(false),
+    }
+}
+
+#[async_trait]
+impl Container for VmContainer {
+    fn init(&self) -> Arc<dyn Process> {
+        Arc::clone(&self.init) as _
+    }
+
+    async fn exec(
+        &self,
+        exec_id: &str,
+        mut process: oci_spec::runtime::Process,
+        stdin: bool,
+    ) -> Result<Arc<dyn Process>> {
+        adapt::adapt_process(&mut process);
+        let wanted = wanted(&process, stdin);
+        let exec = Exec {
+            process: exec_id.to_owned(),
+            spec: Box::new(process),
+            stdin,
+        };
+        let created = self.vm.call(exec).await?;
+        let vm = Arc::clone(&self.vm);
+        let process = VmProcess::attach(vm, exec_id.to_owned(), created.pid, wanted).await?;
+        Ok(process)
+    }
+
+    async fn pause(&self) -> Result<()> {
+        self.vm.call(Pause).await
+    }
+
+    async fn resume(&self) -> Result<()> {
+        self.vm.call(Resume).await
+    }
+
+    async fn kill_all(&self, signal: i32) -> Result<()> {
+        self.vm.call(KillAll { signal }).await
+    }
+
+    async fn processes(&self) -> Result<Vec<ProcessInfo>> {
+        self.vm.call(Processes).await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        let mut stats = self.vm.call(bulkhead_agent_protocol::Stats).await?;
+        // Rates are computed by the host's clock.
+        stats.at = jiff::Timestamp::now();
+        Ok(stats)
+    }
+
+    async fn update(&self, resources: Resources) -> Result<()> {
+        let resources = updatable(resources, self.size)?;
+        self.vm.call(Update { resources }).await
+    }
+
+    async fn delete(&self) -> Result<()> {
+        self.vm.shut_down().await
+    }
+}
+
+/// The new limits as they can hold in this machine.
+fn updatable(mut resources: Resources, size: Size) -> Result<Resources> {
+    let invalid = |message: String| Err(IsolationError::new(ErrorKind::InvalidArgument, message));
+    if let Some(memory) = resources.memory {
+        let within = u64::try_from(memory).is_ok_and(|memory| memory <= size.payload);
+        if !within {
+            return invalid(format!(
+                "the VM was made for {} MiB, so its memory limit can be lowered and not raised: \
+                 create the container with a higher one",
+                size.payload >> 20
+            ));
+        }
+    }
+    if [&resources.cpuset_cpus, &resources.cpuset_mems]
+        .into_iter()
+        .flatten()
+        .any(|list| !list.is_empty())
+    {
+        return invalid(
+            "the host's CPUs and memory nodes cannot be chosen with hyperv isolation: the \
+             container has its own kernel; use --cpus for how many"
+                .to_owned(),
+        );
+    }
+    // A guest has no swap.
+    resources.memory_swap = None;
+    resources.cpuset_cpus = None;
+    resources.cpuset_mems = None;
+    Ok(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size {
+        payload: 64 << 20,
+        memory: 128 << 20,
+        vcpus: 1,
+    };
+
+    #[test]
+    fn memory_is_lowered_and_not_raised() {
+        let with = |memory| Resources {
+            memory: Some(memory),
+            memory_swap: Some(-1),
+            ..Resources::default()
+        };
+        let lower = updatable(with(32 << 20), SIZE).unwrap();
+        assert_eq!(lower.memory, Some(32 << 20));
+        assert_eq!(lower.memory_swap, None);
+        for memory in [65 << 20, -1] {
+            let error = updatable(with(memory), SIZE).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidArgument);
+        }
+    }
+}

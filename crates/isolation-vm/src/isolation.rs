@@ -1,0 +1,326 @@
+//! Making containers in VMs, and clearing up after those whose supervisor was killed.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bulkhead_agent_protocol::{Create, FileHeader, LayerExtent, MAX_FILE_BYTES, MAX_FILES, Setup};
+use bulkhead_isolation::{
+    Container, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError, Result, Rootfs,
+};
+use bulkhead_machine::{Console, Disk, HostFacts, LayerFile, MAX_LAYERS, MachineConfig, choose};
+
+use crate::container::{VmContainer, wanted};
+use crate::guest_dir::GuestDir;
+use crate::process::VmProcess;
+use crate::scratch::ScratchDisk;
+use crate::sizing::{self, Size};
+use crate::vm::{Deadlines, Vm, remove_directory};
+use crate::{adapt, sweep, worker_path};
+
+/// Layer blobs are made of blocks of this size.
+const BLOCK: u64 = 4096;
+
+/// Longest host name that the kernel takes.
+const MAX_HOSTNAME: usize = 64;
+
+/// Makes containers that are virtual machines.
+#[derive(Debug, Clone, Default)]
+pub struct VmIsolation {
+    worker: Option<PathBuf>,
+    deadlines: Deadlines,
+}
+
+impl VmIsolation {
+    /// With the worker binary that is beside our own executable, or in PATH.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With this worker binary.
+    pub fn with_worker(worker: PathBuf) -> Self {
+        Self {
+            worker: Some(worker),
+            ..Self::default()
+        }
+    }
+
+    /// With these deadlines instead of the default ones.
+    pub fn with_deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+}
+
+#[async_trait]
+impl Isolation for VmIsolation {
+    async fn create(&self, mut request: CreateRequest) -> Result<Arc<dyn Container>> {
+        let spec = std::mem::take(&mut request.spec);
+        let plan = Plan::new(&request, &spec)?;
+        let spec = adapt::adapt(spec, plan.size.payload)?;
+        let process = spec.process().as_ref().ok_or_else(|| {
+            IsolationError::new(
+                ErrorKind::InvalidArgument,
+                "the specification has no process",
+            )
+        })?;
+        let wanted = wanted(process, request.stdin);
+        let hostname = hostname(&spec, &request.id);
+        let worker = match &self.worker {
+            Some(worker) => worker.clone(),
+            None => worker_path::find()?,
+        };
+        let choice = choose(request.vm.engine, &HostFacts::probe())
+            .map_err(|error| IsolationError::new(ErrorKind::Unavailable, error.to_string()))?;
+        let guest = GuestDir::find(request.vm.guest_dir.as_deref())
+            .map_err(|error| IsolationError::new(ErrorKind::Unavailable, error.to_string()))?;
+        let (files, contents) = read_files(&request.injected_files).await?;
+
+        // From here on there is something to release.
+        let runtime_dir = make_runtime_dir(&request.bundle, &request.id)?;
+        let scratch = match prepare_scratch(&plan.writable, &guest).await {
+            Ok(scratch) => scratch,
+            Err(error) => {
+                release(&runtime_dir);
+                return Err(error);
+            }
+        };
+        let config = MachineConfig {
+            id: request.id.clone(),
+            engine: choice.engine,
+            accelerator: choice.accelerator,
+            kernel: guest.kernel(),
+            kernel_hz: guest.kernel_hz(),
+            initramfs: guest.initramfs(),
+            cmdline_extra: if request.vm.debug {
+                // The agent logs to the console.
+                vec!["bulkhead.debug".to_owned()]
+            } else {
+                Vec::new()
+            },
+            memory_bytes: plan.size.memory,
+            vcpus: plan.size.vcpus,
+            disks: vec![
+                Disk::Layers {
+                    files: plan.layers.clone(),
+                },
+                Disk::Scratch {
+                    path: scratch.path.clone(),
+                },
+            ],
+            console: if request.vm.debug {
+                Console::File {
+                    path: request.bundle.join("console.log"),
+                }
+            } else {
+                Console::Quiet
+            },
+            runtime_dir: runtime_dir.clone(),
+        };
+        let made = async {
+            let vm = Arc::new(Vm::boot(&worker, &config, self.deadlines).await?);
+            let made = async {
+                let setup = setup(plan.extents(), hostname)?;
+                let setup = vm.call(setup).await?;
+                tracing::debug!(?setup, "the guest is set up");
+                let create = Create {
+                    id: request.id.clone(),
+                    spec: Box::new(spec),
+                    stdin: request.stdin,
+                    init: request.init,
+                    files,
+                };
+                let (created, _stream) = vm.request_with(create, &contents).await?;
+                VmProcess::attach(Arc::clone(&vm), String::new(), created.pid, wanted).await
+            };
+            match made.await {
+                Ok(init) => Ok((vm, init)),
+                Err(error) => {
+                    vm.kill().await;
+                    Err(error)
+                }
+            }
+        };
+        match made.await {
+            Ok((vm, init)) => Ok(Arc::new(VmContainer::new(vm, init, plan.size))),
+            Err(error) => {
+                scratch.discard();
+                release(&runtime_dir);
+                Err(error)
+            }
+        }
+    }
+
+    async fn sweep(&self, id: &str, bundle: &Path) -> Result<()> {
+        let runtime_dir = sweep::runtime_dir(bundle);
+        sweep::end_worker(&runtime_dir)
+            .await
+            .map_err(|error| IsolationError::other(format!("cannot end the VM of {id}"), error))?;
+        remove_directory(&runtime_dir)
+    }
+}
+
+/// What is known of a machine before anything is made.
+struct Plan {
+    size: Size,
+    layers: Vec<LayerFile>,
+    writable: PathBuf,
+}
+
+impl Plan {
+    fn new(request: &CreateRequest, spec: &oci_spec::runtime::Spec) -> Result<Self> {
+        let host_cpus = std::thread::available_parallelism()
+            .ok()
+            .and_then(|cpus| u32::try_from(cpus.get()).ok())
+            .unwrap_or(1);
+        let size = sizing::size(spec, &request.vm, host_cpus)?;
+        let Rootfs::Layers { layers, writable } = &request.rootfs else {
+            return Err(IsolationError::new(
+                ErrorKind::Unsupported,
+                "a VM cannot use a root filesystem that is mounted on the host: it needs the \
+                 image's layers",
+            ));
+        };
+        if layers.is_empty() || layers.len() > MAX_LAYERS {
+            let count = layers.len();
+            return Err(IsolationError::new(
+                ErrorKind::InvalidArgument,
+                format!("a VM's image has 1 to {MAX_LAYERS} layers, this one {count}"),
+            ));
+        }
+        let layers = layers
+            .iter()
+            .map(|path| layer_file(path))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            size,
+            layers,
+            writable: writable.clone(),
+        })
+    }
+
+    /// Where each layer is on the disk that they are put together to.
+    fn extents(&self) -> Vec<LayerExtent> {
+        let mut offset = 0;
+        self.layers
+            .iter()
+            .map(|layer| {
+                let extent = LayerExtent {
+                    offset,
+                    length: layer.bytes,
+                };
+                offset += layer.bytes;
+                extent
+            })
+            .collect()
+    }
+}
+
+fn layer_file(path: &Path) -> Result<LayerFile> {
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        IsolationError::other(format!("cannot read the layer {}", path.display()), error)
+    })?;
+    let bytes = metadata.len();
+    if !metadata.is_file() || bytes == 0 || bytes % BLOCK != 0 {
+        return Err(IsolationError::new(
+            ErrorKind::Other,
+            format!(
+                "the layer {} is damaged: {bytes} bytes are not a whole number of blocks",
+                path.display()
+            ),
+        ));
+    }
+    let path = std::path::absolute(path).map_err(|error| {
+        IsolationError::other(format!("cannot find the layer {}", path.display()), error)
+    })?;
+    Ok(LayerFile { path, bytes })
+}
+
+fn hostname(spec: &oci_spec::runtime::Spec, id: &str) -> String {
+    let name = spec.hostname().as_deref().filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| id.get(..12).unwrap_or(id));
+    name[..name.floor_char_boundary(MAX_HOSTNAME)].to_owned()
+}
+
+/// The first request: what only the host knows.
+fn setup(layers: Vec<LayerExtent>, hostname: String) -> Result<Setup> {
+    use std::io::Read;
+    let mut entropy = vec![0; 64];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut entropy))
+        .map_err(|error| IsolationError::other("cannot read random bytes", error))?;
+    let now = jiff::Timestamp::now();
+    Ok(Setup {
+        layers,
+        hostname,
+        seconds: now.as_second(),
+        // Not negative after 1970.
+        nanoseconds: u32::try_from(now.subsec_nanosecond()).unwrap_or(0),
+        entropy,
+    })
+}
+
+async fn prepare_scratch(writable: &Path, guest: &GuestDir) -> Result<ScratchDisk> {
+    let writable = writable.to_owned();
+    let template = guest.scratch_template();
+    tokio::task::spawn_blocking(move || ScratchDisk::prepare(&writable, &template))
+        .await
+        .map_err(std::io::Error::other)
+        .flatten()
+        .map_err(|error| IsolationError::other("cannot make the VM's scratch disk", error))
+}
+
+fn make_runtime_dir(bundle: &Path, id: &str) -> Result<PathBuf> {
+    let directory = sweep::runtime_dir(bundle);
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&directory);
+    made.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => IsolationError::new(
+            ErrorKind::AlreadyExists,
+            format!("container {id} has a VM already"),
+        ),
+        _ => IsolationError::other(format!("cannot create {}", directory.display()), error),
+    })?;
+    Ok(directory)
+}
+
+fn release(runtime_dir: &Path) {
+    if let Err(error) = remove_directory(runtime_dir) {
+        tracing::warn!(%error, "files of a failed VM are left");
+    }
+}
+
+/// The injected files with their bytes.
+async fn read_files(files: &[InjectedFile]) -> Result<(Vec<FileHeader>, Vec<Vec<u8>>)> {
+    if files.len() > MAX_FILES {
+        return Err(IsolationError::new(
+            ErrorKind::InvalidArgument,
+            format!("a VM takes at most {MAX_FILES} files"),
+        ));
+    }
+    let mut headers = Vec::with_capacity(files.len());
+    let mut contents = Vec::with_capacity(files.len());
+    for file in files {
+        let failed =
+            |error| IsolationError::other(format!("cannot read {}", file.source.display()), error);
+        let metadata = tokio::fs::metadata(&file.source).await.map_err(failed)?;
+        if metadata.len() > MAX_FILE_BYTES {
+            return Err(IsolationError::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "{} is longer than the {} MiB that can be given to a VM",
+                    file.source.display(),
+                    MAX_FILE_BYTES >> 20
+                ),
+            ));
+        }
+        let bytes = tokio::fs::read(&file.source).await.map_err(failed)?;
+        headers.push(FileHeader {
+            destination: file.destination.clone(),
+            mode: metadata.permissions().mode() & 0o7777,
+            length: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+        });
+        contents.push(bytes);
+    }
+    Ok((headers, contents))
+}

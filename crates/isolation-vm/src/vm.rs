@@ -1,0 +1,308 @@
+//! A running machine with an agent in it: requests, their deadlines, and the end of both.
+//!
+//! The agent is as trustworthy as the guest, which is not at all: what it says is bounded
+//! and cleaned, and no request waits for it for ever.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_agent_protocol::{Call, Connection, Role, Shutdown, Stream, WireError, call, hello};
+use bulkhead_isolation::{ErrorKind, IsolationError, Result};
+use bulkhead_machine::worker::{Worker, WorkerError};
+use bulkhead_machine::{ExitReason, MachineConfig, MachineExit};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::sweep;
+
+/// How long the guest may take for what it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From the worker's start to the agent's first bytes. Software emulation needs 1.5 s on
+    /// an idle machine; on one with ten times as much to do as it has CPUs, 25 s were seen.
+    pub boot: Duration,
+    /// From a request to its reply; the slowest is mounting 127 layers under emulation.
+    pub call: Duration,
+    /// For the agent to unmount and power off; after that the plug is pulled. Writing back
+    /// what the payload left in the guest's memory takes most of it.
+    pub shutdown: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            boot: Duration::from_secs(120),
+            call: Duration::from_secs(60),
+            shutdown: Duration::from_secs(30),
+        }
+    }
+}
+
+/// For the worker to tell how its machine ended, once the agent is gone.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Longest text that is taken over from a guest, bytes.
+const MAX_TEXT: usize = 4096;
+
+/// See the module. Dropping it kills the machine.
+#[derive(Debug)]
+pub struct Vm {
+    worker: Worker,
+    connection: Connection,
+    runtime_dir: PathBuf,
+    deadlines: Deadlines,
+}
+
+impl Vm {
+    /// Starts a worker and waits until the agent answers. On an error the machine is gone;
+    /// its runtime directory is the caller's.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the machine cannot be started here, else
+    /// [`ErrorKind::Other`].
+    pub async fn boot(vmwp: &Path, config: &MachineConfig, deadlines: Deadlines) -> Result<Self> {
+        let (worker, mut transport) = Worker::spawn(vmwp, config).await.map_err(not_started)?;
+        if let Err(error) = sweep::record(&config.runtime_dir, worker.pid()) {
+            worker.kill().await;
+            return Err(IsolationError::other(
+                "cannot note the VM worker's number",
+                error,
+            ));
+        }
+        let greeted = tokio::select! {
+            biased;
+            exit = worker.wait() => Err(ended_early(&exit)),
+            greeted = timeout(deadlines.boot, greet(&mut transport)) => match greeted {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(hello::HelloError::Io(_))) => {
+                    // The machine has ended, or is about to.
+                    let exit = timeout(LAST_WORDS_DEADLINE, worker.wait()).await;
+                    Err(exit.map_or_else(
+                        |_| IsolationError::new(ErrorKind::Other, "the guest's agent was lost"),
+                        |exit| ended_early(&exit),
+                    ))
+                }
+                Ok(Err(error)) => Err(IsolationError::new(ErrorKind::Unavailable, error.to_string())),
+                Err(_) => Err(IsolationError::new(
+                    ErrorKind::Other,
+                    format!(
+                        "the guest did not start up within {} s",
+                        deadlines.boot.as_secs()
+                    ),
+                )),
+            },
+        };
+        if let Err(error) = greeted {
+            worker.kill().await;
+            return Err(error);
+        }
+        let (connection, _none) = Connection::spawn(transport, Role::Host);
+        Ok(Self {
+            worker,
+            connection,
+            runtime_dir: config.runtime_dir.clone(),
+            deadlines,
+        })
+    }
+
+    /// Asks the agent for something and waits for the answer, within a deadline.
+    ///
+    /// # Errors
+    /// The agent's; [`ErrorKind::FailedPrecondition`] when the machine has ended.
+    pub async fn call<C: Call>(&self, request: C) -> Result<C::Reply> {
+        self.request(request).await.map(|(reply, _)| reply)
+    }
+
+    /// As [`Vm::call`]; the stream comes with the answer, at its first raw byte.
+    ///
+    /// # Errors
+    /// As [`Vm::call`].
+    pub async fn request<C: Call>(&self, request: C) -> Result<(C::Reply, Stream)> {
+        self.request_with(request, &[]).await
+    }
+
+    /// As [`Vm::request`]; after the request go these bytes.
+    ///
+    /// # Errors
+    /// As [`Vm::call`].
+    pub async fn request_with<C: Call>(
+        &self,
+        request: C,
+        payload: &[Vec<u8>],
+    ) -> Result<(C::Reply, Stream)> {
+        match timeout(self.deadlines.call, self.exchange(request, payload)).await {
+            Ok(result) => result,
+            Err(_) => Err(IsolationError::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "the guest did not answer within {} s",
+                    self.deadlines.call.as_secs()
+                ),
+            )),
+        }
+    }
+
+    /// As [`Vm::call`], without a deadline: the answer comes when it comes, or the end.
+    ///
+    /// # Errors
+    /// As [`Vm::call`].
+    pub async fn call_patiently<C: Call>(&self, request: C) -> Result<C::Reply> {
+        self.exchange(request, &[]).await.map(|(reply, _)| reply)
+    }
+
+    async fn exchange<C: Call>(
+        &self,
+        request: C,
+        payload: &[Vec<u8>],
+    ) -> Result<(C::Reply, Stream)> {
+        let mut stream = match self.connection.open().await {
+            Ok(stream) => stream,
+            Err(_) => return Err(self.has_ended().await),
+        };
+        let answered = async {
+            let request: bulkhead_agent_protocol::Request = request.into();
+            bulkhead_agent_protocol::write_message(&mut stream, &request).await?;
+            for bytes in payload {
+                stream.write_all(bytes).await?;
+            }
+            stream.flush().await?;
+            bulkhead_agent_protocol::read_message::<Result<C::Reply>, _>(&mut stream).await
+        };
+        match answered.await {
+            Ok(Ok(reply)) => Ok((reply, stream)),
+            Ok(Err(error)) => Err(IsolationError::new(error.kind, clean(&error.message))),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// Why a stream broke: the machine's end, or the agent's own doing.
+    async fn explain(&self, error: WireError) -> IsolationError {
+        if matches!(error, WireError::Io(_))
+            && let Ok(ended) = timeout(Duration::from_secs(1), self.has_ended()).await
+        {
+            return ended;
+        }
+        IsolationError::other("the guest's answer is of no use", error)
+    }
+
+    async fn has_ended(&self) -> IsolationError {
+        IsolationError::new(ErrorKind::FailedPrecondition, self.end().await)
+    }
+
+    /// Waits for the end of the machine, or of the agent, after which the machine is ended
+    /// too. Any number of callers. A sentence for a person.
+    pub async fn end(&self) -> String {
+        let exit = tokio::select! {
+            exit = self.worker.wait() => exit,
+            _ = self.connection.ended() => {
+                match timeout(LAST_WORDS_DEADLINE, self.worker.wait()).await {
+                    Ok(exit) => exit,
+                    Err(_) => {
+                        self.worker.kill().await;
+                        MachineExit::new(ExitReason::Killed, "the guest's agent was lost")
+                    }
+                }
+            }
+        };
+        clean(&exit.detail)
+    }
+
+    /// Pulls the plug.
+    pub async fn kill(&self) {
+        self.worker.kill().await;
+    }
+
+    /// Ends the machine: in order if the agent can, by force if not. Afterwards nothing of
+    /// it is left on the host. Doing it again does nothing.
+    ///
+    /// # Errors
+    /// That its files cannot be removed.
+    pub async fn shut_down(&self) -> Result<()> {
+        let orderly = async {
+            if let Ok(mut stream) = self.connection.open().await {
+                match call(&mut stream, Shutdown).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        let error = clean(&error.message);
+                        tracing::warn!(error, "the guest could not release everything");
+                    }
+                    // It has ended, or will be ended.
+                    Err(error) => tracing::debug!(%error, "no answer to the shutdown"),
+                }
+                // The agent powers off when it sees our end of the stream.
+                let _ = stream.shutdown().await;
+                self.worker.wait().await;
+            }
+        };
+        if timeout(self.deadlines.shutdown, orderly).await.is_err() {
+            tracing::warn!("the guest did not shut down in time and is killed");
+        }
+        self.worker.kill().await;
+        remove_directory(&self.runtime_dir)
+    }
+}
+
+/// Removes a machine's small files.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_directory(directory: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(IsolationError::other(
+            format!("cannot remove {}", directory.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn greet(transport: &mut UnixStream) -> std::result::Result<(), hello::HelloError> {
+    hello::receive(transport).await?;
+    hello::send(transport).await
+}
+
+fn not_started(error: WorkerError) -> IsolationError {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(source) = cause {
+        message = format!("{message}: {source}");
+        cause = source.source();
+    }
+    IsolationError::new(ErrorKind::Unavailable, message)
+}
+
+fn ended_early(exit: &MachineExit) -> IsolationError {
+    let kind = match exit.reason {
+        ExitReason::BootFailed => ErrorKind::Unavailable,
+        _ => ErrorKind::Other,
+    };
+    let detail = clean(&exit.detail);
+    IsolationError::new(kind, format!("the VM did not start up: {detail}"))
+}
+
+/// A guest's text that may be shown: short, and without what a terminal would obey.
+pub fn clean(text: &str) -> String {
+    let cut = text.floor_char_boundary(MAX_TEXT);
+    text[..cut]
+        .chars()
+        .map(|c| {
+            if c.is_control() && c != '\n' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_texts_are_harmless() {
+        assert_eq!(clean("a\x1b[2Jb\nc"), "a\u{fffd}[2Jb\nc");
+        assert!(clean(&"ä".repeat(MAX_TEXT)).len() <= MAX_TEXT);
+    }
+}
