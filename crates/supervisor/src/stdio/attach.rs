@@ -1,0 +1,92 @@
+//! The attach socket: the supervisor's half of [`bulkhead_task::attach`].
+
+use std::sync::Arc;
+
+use bulkhead_task::attach::{AttachReply, AttachRequest, read_line, write_line};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::clients::{Client, Wanted};
+use super::{Hub, READ};
+use crate::task::Task;
+
+/// Serves clients for as long as the supervisor lives.
+pub async fn serve(listener: UnixListener, task: Arc<Task>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(client(stream, Arc::clone(&task)));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely; those in use will be closed.
+                tracing::error!(%error, "an attach client was lost");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn client(mut stream: UnixStream, task: Arc<Task>) {
+    let Ok(request) = read_line::<AttachRequest>(&mut stream).await else {
+        return;
+    };
+    let hub = match task.hub(&request.exec_id) {
+        Ok(hub) => hub,
+        Err(error) => {
+            let reply = AttachReply {
+                ok: false,
+                terminal: false,
+                error: Some(error.message),
+            };
+            // It has gone: then it needs no answer.
+            let _ = write_line(&mut stream, &reply).await;
+            return;
+        }
+    };
+    // Before the answer: what happens after the answer is not to be missed.
+    let output = hub.subscribe(Wanted {
+        stdout: request.stdout,
+        stderr: request.stderr,
+        raw: false,
+    });
+    let reply = AttachReply {
+        ok: true,
+        terminal: hub.terminal(),
+        error: None,
+    };
+    if write_line(&mut stream, &reply).await.is_err() {
+        return;
+    }
+    let (reader, writer) = stream.into_split();
+    let outputs = tokio::spawn(send(output, writer));
+    receive(reader, &hub, request.stdin).await;
+    // The client has said all; it may still listen.
+    let _ = outputs.await;
+}
+
+/// Sends output until its end, then ends the connection's half.
+async fn send(mut output: Client, mut writer: OwnedWriteHalf) {
+    while let Some(bytes) = output.next().await {
+        if writer.write_all(&bytes).await.is_err() {
+            return;
+        }
+        output.consumed(&bytes);
+    }
+    let _ = writer.shutdown().await;
+}
+
+/// Passes the client's bytes on to stdin. What nobody reads any more is read all the same
+/// and dropped, since closing on unread bytes would cost the client output it has not read.
+async fn receive(mut reader: OwnedReadHalf, hub: &Hub, stdin: bool) {
+    let mut buffer = vec![0; READ];
+    while let Ok(count @ 1..) = reader.read(&mut buffer).await {
+        if stdin {
+            hub.write_stdin(buffer.get(..count).unwrap_or_default())
+                .await;
+        }
+    }
+    if stdin {
+        hub.input_ended().await;
+    }
+}
