@@ -1,0 +1,66 @@
+//! The command line of `bulkhead daemon`: dockerd's flags, as far as they mean something here.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Flags of `bulkhead daemon`.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "bulkhead daemon",
+    about = "Run the container engine",
+    disable_version_flag = true
+)]
+pub struct DaemonArgs {
+    /// Socket to listen on, unix://PATH; may be given several times
+    /// (default unix:///var/run/bulkhead.sock)
+    #[arg(short = 'H', long = "host", value_name = "URL")]
+    pub hosts: Vec<String>,
+    /// Directory of images and containers
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/bulkhead")]
+    pub data_root: PathBuf,
+    /// Directory of running state: sockets, bundles, network namespaces
+    #[arg(long, value_name = "DIR", default_value = "/run/bulkhead")]
+    pub exec_root: PathBuf,
+    /// File for the daemon's PID
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/bulkhead.pid"
+    )]
+    pub pidfile: PathBuf,
+    /// Runtime option KEY=VALUE; isolation=process|hyperv sets the default isolation
+    #[arg(long = "exec-opt", value_name = "KEY=VALUE")]
+    pub exec_opts: Vec<String>,
+    /// Log at debug level, keep guest consoles
+    #[arg(short = 'D', long)]
+    pub debug: bool,
+    /// debug, info, warn, error or fatal
+    #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// What runs the CPUs of virtual machines: auto, kvm or qemu
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    pub vm_engine: String,
+    /// Directory with the guest kernel and initramfs
+    #[arg(long, value_name = "DIR")]
+    pub guest_dir: Option<PathBuf>,
+    /// Group (name or number) that may use the sockets
+    #[arg(short = 'G', long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Parent cgroup of containers
+    #[arg(long, value_name = "PATH", default_value = "/bulkhead")]
+    pub cgroup_parent: String,
+    /// Label KEY=VALUE of this daemon, shown by `info`
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// Default log driver: json-file, local or none
+    #[arg(long, value_name = "DRIVER", default_value = "json-file")]
+    pub log_driver: String,
+    /// Default log option KEY=VALUE
+    #[arg(long = "log-opt", value_name = "KEY=VALUE")]
+    pub log_opts: Vec<String>,
+    /// Seconds that requests in flight get when the daemon shuts down
+    #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+    pub shutdown_timeout: u64,
+}

@@ -1,0 +1,251 @@
+//! The daemon's configuration: its command line, checked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bulkhead_isolation::{VmEngine, VmSettings};
+use bulkhead_task::options::{IsolationKind, UnknownIsolation};
+
+use crate::args::DaemonArgs;
+
+/// Where the daemon listens when no `-H` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/var/run/bulkhead.sock";
+/// Newest API version served.
+pub const API_VERSION: &str = "1.50";
+/// Oldest API version served.
+pub const MIN_API_VERSION: &str = "1.24";
+/// The log drivers there are.
+pub const LOG_DRIVERS: [&str; 3] = ["json-file", "local", "none"];
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Sockets to listen on.
+    pub sockets: Vec<PathBuf>,
+    /// Directory of images and containers.
+    pub data_root: PathBuf,
+    /// Directory of running state.
+    pub exec_root: PathBuf,
+    /// File with the daemon's PID.
+    pub pidfile: PathBuf,
+    /// What a container gets that doesn't choose.
+    pub default_isolation: IsolationKind,
+    /// How VMs are made.
+    pub vm: VmSettings,
+    /// Whether to log at debug level.
+    pub debug: bool,
+    /// Level of the log.
+    pub log_level: String,
+    /// Group that owns the sockets.
+    pub group: Option<u32>,
+    /// Absolute path of the parent cgroup of containers.
+    pub cgroup_parent: String,
+    /// Labels of the daemon, `key=value`.
+    pub labels: Vec<String>,
+    /// Default log driver.
+    pub log_driver: String,
+    /// Default log options.
+    pub log_opts: BTreeMap<String, String>,
+    /// Seconds for requests in flight at shutdown.
+    pub shutdown_timeout: u64,
+}
+
+/// A command line that can't be honoured.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// An address of a scheme that is not served.
+    #[error(
+        "cannot listen on '{0}': only unix:// sockets are supported, such as unix://{DEFAULT_SOCKET}"
+    )]
+    Host(String),
+    /// A `--exec-opt` that is not known.
+    #[error("unknown --exec-opt '{0}': the known one is isolation=process|hyperv")]
+    ExecOpt(String),
+    /// An unknown isolation.
+    #[error("--exec-opt isolation")]
+    Isolation(#[source] UnknownIsolation),
+    /// An unknown engine.
+    #[error("unknown --vm-engine '{0}': the valid ones are auto, kvm and qemu")]
+    VmEngine(String),
+    /// An unknown log driver.
+    #[error("unknown --log-driver '{0}': the valid ones are json-file, local and none")]
+    LogDriver(String),
+    /// Something that should be `key=value`.
+    #[error("{flag} '{value}' is not of the form KEY=VALUE")]
+    KeyValue {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// A level that doesn't exist.
+    #[error("unknown --log-level '{0}': the valid ones are debug, info, warn, error and fatal")]
+    LogLevel(String),
+    /// A group that doesn't exist.
+    #[error("group '{0}' not found in /etc/group")]
+    Group(String),
+    /// A path that must be absolute could not be made so.
+    #[error("cannot make '{path}' absolute")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Config {
+    /// Checks a command line.
+    ///
+    /// # Errors
+    /// What cannot be honoured, with the valid choices.
+    pub fn from_args(args: &DaemonArgs) -> Result<Self, ConfigError> {
+        let mut sockets = Vec::new();
+        for host in &args.hosts {
+            sockets.push(socket_path(host)?);
+        }
+        if sockets.is_empty() {
+            sockets.push(PathBuf::from(DEFAULT_SOCKET));
+        }
+        let mut default_isolation = IsolationKind::Process;
+        for option in &args.exec_opts {
+            match option.split_once('=') {
+                Some(("isolation", value)) => {
+                    default_isolation = value.parse().map_err(ConfigError::Isolation)?;
+                }
+                _ => return Err(ConfigError::ExecOpt(option.clone())),
+            }
+        }
+        let engine = match args.vm_engine.as_str() {
+            "auto" => VmEngine::Auto,
+            "kvm" => VmEngine::Kvm,
+            "qemu" => VmEngine::Qemu,
+            other => return Err(ConfigError::VmEngine(other.to_owned())),
+        };
+        if !LOG_DRIVERS.contains(&args.log_driver.as_str()) {
+            return Err(ConfigError::LogDriver(args.log_driver.clone()));
+        }
+        let mut log_opts = BTreeMap::new();
+        for option in &args.log_opts {
+            let (key, value) = key_value("--log-opt", option)?;
+            log_opts.insert(key, value);
+        }
+        for label in &args.labels {
+            key_value("--label", label)?;
+        }
+        if !["debug", "info", "warn", "error", "fatal"].contains(&args.log_level.as_str()) {
+            return Err(ConfigError::LogLevel(args.log_level.clone()));
+        }
+        let cgroup_parent = format!("/{}", args.cgroup_parent.trim_matches('/'));
+        Ok(Self {
+            sockets,
+            data_root: absolute(&args.data_root)?,
+            exec_root: absolute(&args.exec_root)?,
+            pidfile: absolute(&args.pidfile)?,
+            default_isolation,
+            vm: VmSettings {
+                engine,
+                guest_dir: args.guest_dir.as_deref().map(absolute).transpose()?,
+                debug: args.debug,
+                ..VmSettings::default()
+            },
+            debug: args.debug,
+            log_level: if args.debug {
+                "debug".to_owned()
+            } else {
+                args.log_level.clone()
+            },
+            group: args.group.as_deref().map(group_id).transpose()?,
+            cgroup_parent,
+            labels: args.labels.clone(),
+            log_driver: args.log_driver.clone(),
+            log_opts,
+            shutdown_timeout: args.shutdown_timeout,
+        })
+    }
+
+    /// The directory of one container in the data root.
+    pub fn container_dir(&self, id: &str) -> PathBuf {
+        self.data_root.join("containers").join(id)
+    }
+}
+
+fn socket_path(host: &str) -> Result<PathBuf, ConfigError> {
+    match host.strip_prefix("unix://") {
+        Some("") => Ok(PathBuf::from(DEFAULT_SOCKET)),
+        Some(path) => absolute(Path::new(path)),
+        None => Err(ConfigError::Host(host.to_owned())),
+    }
+}
+
+fn absolute(path: impl AsRef<Path>) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(path.as_ref()).map_err(|source| ConfigError::Path {
+        path: path.as_ref().to_owned(),
+        source,
+    })
+}
+
+fn key_value(flag: &'static str, text: &str) -> Result<(String, String), ConfigError> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(ConfigError::KeyValue {
+            flag,
+            value: text.to_owned(),
+        }),
+    }
+}
+
+/// Finds a group in `/etc/group`; the binary is static, so NSS is out of reach.
+fn group_id(name: &str) -> Result<u32, ConfigError> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    std::fs::read_to_string("/etc/group")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+        })
+        .ok_or_else(|| ConfigError::Group(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config, ConfigError> {
+        Config::from_args(&DaemonArgs::parse_from([&["daemon"], args].concat()))
+    }
+
+    #[test]
+    fn flags_are_checked() {
+        assert!(matches!(
+            config(&["-H", "tcp://0.0.0.0:1"]),
+            Err(ConfigError::Host(_))
+        ));
+        assert!(matches!(
+            config(&["--exec-opt", "isolation=vm"]),
+            Err(ConfigError::Isolation(_))
+        ));
+        assert!(matches!(
+            config(&["--vm-engine", "xen"]),
+            Err(ConfigError::VmEngine(_))
+        ));
+        let good = config(&[
+            "-H",
+            "unix:///a",
+            "-H",
+            "unix:///b",
+            "--exec-opt",
+            "isolation=hyperv",
+        ])
+        .unwrap();
+        assert_eq!(good.sockets, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert_eq!(good.default_isolation, IsolationKind::Hyperv);
+        assert_eq!(good.cgroup_parent, "/bulkhead");
+    }
+}

@@ -1,0 +1,147 @@
+//! One client connection: HTTP/1.1, the API version in the path, and the hand-over of the
+//! socket to a handler that asked for it.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+
+use axum::Router;
+use axum::http::{Request, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::config::{API_VERSION, MIN_API_VERSION};
+use crate::error::ApiError;
+use crate::hijack::{HijackSlot, RawConnection};
+
+/// The API version that a request asked for, as `(major, minor)`; an extension of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ApiVersion(pub u16, pub u16);
+
+impl ApiVersion {
+    /// The newest one.
+    pub const NEWEST: Self = Self(1, 50);
+    /// The oldest one.
+    pub const OLDEST: Self = Self(1, 24);
+
+    fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once('.')?;
+        Some(Self(major.parse().ok()?, minor.parse().ok()?))
+    }
+}
+
+/// Serves a connection until it ends, is handed over, or `shutdown` is cancelled and the
+/// request in flight is answered.
+pub async fn serve(stream: UnixStream, router: Router, shutdown: CancellationToken) {
+    let slot = HijackSlot::default();
+    let service_slot = slot.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(service_slot.clone());
+        Box::pin(answer(router.clone(), request))
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Clients keep idle connections for long, and it is their machine.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut stopping = false;
+    let mut cancelled = std::pin::pin!(shutdown.cancelled());
+    let served = std::future::poll_fn(|cx| {
+        if !stopping && cancelled.as_mut().poll(cx).is_ready() {
+            stopping = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    })
+    .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection ended");
+        return;
+    }
+    if let Some(claimant) = slot.claimant() {
+        let parts = connection.into_parts();
+        // A claimant that has gone drops the socket, which closes it.
+        let _ = claimant.send(RawConnection {
+            early: parts.read_buf,
+            socket: parts.io.into_inner(),
+        });
+    }
+}
+
+async fn answer(router: Router, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+    if let Err(refused) = strip_version(&mut request) {
+        return Ok(crate::routes::docker_headers(refused.into_response()).await);
+    }
+    router.oneshot(request).await
+}
+
+/// Takes `/vX.Y` off the path and leaves it as an extension.
+fn strip_version<B>(request: &mut Request<B>) -> Result<(), ApiError> {
+    let path = request.uri().path();
+    let mut version = ApiVersion::NEWEST;
+    let versioned = path.strip_prefix("/v").and_then(|rest| {
+        let (version, _) = rest.split_once('/').unwrap_or((rest, ""));
+        Some((version, ApiVersion::parse(version)?))
+    });
+    if let Some((text, asked)) = versioned {
+        if asked > ApiVersion::NEWEST {
+            return Err(ApiError::bad_request(format!(
+                "client version {text} is too new. Maximum supported API version is {API_VERSION}"
+            )));
+        }
+        if asked < ApiVersion::OLDEST {
+            return Err(ApiError::bad_request(format!(
+                "client version {text} is too old. Minimum supported API version is \
+                 {MIN_API_VERSION}, please upgrade your client to a newer version"
+            )));
+        }
+        version = asked;
+        let rest = &path[2 + text.len()..];
+        let rest = if rest.is_empty() { "/" } else { rest };
+        let stripped = match request.uri().query() {
+            Some(query) => format!("{rest}?{query}"),
+            None => rest.to_owned(),
+        };
+        *request.uri_mut() = stripped.parse::<Uri>().map_err(|error| {
+            ApiError::new(StatusCode::BAD_REQUEST, format!("invalid path: {error}"))
+        })?;
+    }
+    request.extensions_mut().insert(version);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strip(uri: &str) -> Result<(String, ApiVersion), ApiError> {
+        let mut request = Request::builder().uri(uri).body(()).unwrap();
+        strip_version(&mut request)?;
+        let version = *request.extensions().get::<ApiVersion>().unwrap();
+        Ok((request.uri().to_string(), version))
+    }
+
+    #[test]
+    fn versions() {
+        assert_eq!(
+            strip("/v1.41/containers/json?all=1").unwrap(),
+            ("/containers/json?all=1".to_owned(), ApiVersion(1, 41))
+        );
+        assert_eq!(strip("/_ping").unwrap().0, "/_ping");
+        assert_eq!(strip("/version").unwrap().0, "/version");
+        assert_eq!(
+            strip("/v1.99/info").unwrap_err().message,
+            "client version 1.99 is too new. Maximum supported API version is 1.50"
+        );
+        assert_eq!(
+            strip("/v1.12/info").unwrap_err().status,
+            StatusCode::BAD_REQUEST
+        );
+    }
+}

@@ -1,0 +1,218 @@
+//! Routes of containers: their life. Looking at them is in [`super::container_views`], their
+//! streams in [`super::container_streams`].
+
+use std::convert::Infallible;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{delete, get, post};
+use serde_json::{Value, json};
+
+use super::body;
+use super::query::{Params, check_filters};
+use crate::connection::ApiVersion;
+use crate::error::{ApiError, ApiResult};
+use crate::services::containers::lifecycle::WaitCondition;
+use crate::services::containers::{UpdateRequest, signals};
+use crate::state::AppState;
+
+/// The routes.
+pub fn router() -> Router<AppState> {
+    Router::new()
+        .route("/containers/create", post(create))
+        .route("/containers/prune", post(prune))
+        .route("/containers/{id}/start", post(start))
+        .route("/containers/{id}/stop", post(stop))
+        .route("/containers/{id}/kill", post(kill))
+        .route("/containers/{id}/restart", post(restart))
+        .route("/containers/{id}/rename", post(rename))
+        .route("/containers/{id}/pause", post(pause))
+        .route("/containers/{id}/unpause", post(unpause))
+        .route("/containers/{id}/wait", post(wait))
+        .route("/containers/{id}/update", post(update))
+        .route("/containers/{id}", delete(remove))
+        .route("/containers/{id}/changes", get(later))
+        .route("/containers/{id}/export", get(later))
+        .route(
+            "/containers/{id}/archive",
+            get(later).put(later).head(later),
+        )
+}
+
+async fn later() -> ApiError {
+    ApiError::not_implemented(
+        "copying, exporting and comparing containers is not available in this version of bulkhead",
+    )
+}
+
+async fn create(State(state): State<AppState>, params: Params, body: Body) -> ApiResult<Response> {
+    let body: Value = body::json(body).await?;
+    if !body.is_object() {
+        return Err(ApiError::bad_request("invalid JSON: an object is expected"));
+    }
+    let created = state
+        .containers
+        .create(params.get("name"), params.get("platform"), body)
+        .await?;
+    Ok((
+        StatusCode::CREATED,
+        Json(json!({ "Id": created.id, "Warnings": created.warnings })),
+    )
+        .into_response())
+}
+
+async fn start(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    state.containers.find(&id)?.start().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn stop_signal(params: &Params) -> ApiResult<Option<u32>> {
+    params.get("signal").map(signals::parse).transpose()
+}
+
+async fn stop(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<StatusCode> {
+    let container = state.containers.find(&id)?;
+    container
+        .stop(stop_signal(&params)?, params.number("t")?)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn kill(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<StatusCode> {
+    let container = state.containers.find(&id)?;
+    let signal = stop_signal(&params)?.unwrap_or(signals::KILL);
+    container.kill(signal).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn restart(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<StatusCode> {
+    let container = state.containers.find(&id)?;
+    container
+        .restart(stop_signal(&params)?, params.number("t")?)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn rename(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<StatusCode> {
+    let container = state.containers.find(&id)?;
+    let name = params
+        .get("name")
+        .ok_or_else(|| ApiError::bad_request("Neither old nor new names may be empty"))?;
+    container.rename(name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn pause(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    state.containers.find(&id)?.pause().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn unpause(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    state.containers.find(&id)?.unpause().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The head of the answer goes out at once, so that a client knows that its wait is
+/// registered before it starts the container.
+async fn wait(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+    axum::Extension(version): axum::Extension<ApiVersion>,
+) -> ApiResult<Response> {
+    let container = state.containers.find(&id)?;
+    let condition = match params.get("condition") {
+        // Conditions came with 1.30; before, a wait was for not running.
+        _ if version < ApiVersion(1, 30) => WaitCondition::NotRunning,
+        None | Some("not-running") => WaitCondition::NotRunning,
+        Some("next-exit") => WaitCondition::NextExit,
+        Some("removed") => WaitCondition::Removed,
+        Some(other) => {
+            return Err(ApiError::bad_request(format!(
+                "invalid condition: \"{other}\""
+            )));
+        }
+    };
+    let waiting = container.wait(condition);
+    let shutdown = state.shutdown.clone();
+    let answer = futures::stream::once(async move {
+        let waited = tokio::select! {
+            waited = waiting => waited,
+            () = shutdown.cancelled_owned() => return Ok::<_, Infallible>(Bytes::new()),
+        };
+        let mut line = json!({ "StatusCode": waited.code }).to_string();
+        line.push('\n');
+        Ok(Bytes::from(line))
+    });
+    let mut response = Response::new(Body::from_stream(answer));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    Ok(response)
+}
+
+async fn update(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    body: Body,
+) -> ApiResult<Json<Value>> {
+    let container = state.containers.find(&id)?;
+    let request: UpdateRequest = body::json(body).await?;
+    container.update(request).await?;
+    Ok(Json(json!({ "Warnings": null })))
+}
+
+async fn remove(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<StatusCode> {
+    if params.flag("link") {
+        return Err(ApiError::bad_request(
+            "links between containers are not supported",
+        ));
+    }
+    let container = state.containers.find(&id)?;
+    container.remove(params.flag("force")).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
+    let filters = params.filters()?;
+    check_filters(&filters, &["until", "label", "label!"])?;
+    let until = match filters.get("until").and_then(|values| values.first()) {
+        Some(text) => Some(super::query::timestamp(text)?),
+        None => None,
+    };
+    let (removed, bytes) = state
+        .containers
+        .prune(|view| {
+            let labels = view.record.config.labels.as_ref();
+            until.is_none_or(|until| view.record.created < until)
+                && super::query::labels_match(labels, &filters)
+        })
+        .await;
+    Ok(Json(
+        json!({ "ContainersDeleted": removed, "SpaceReclaimed": bytes }),
+    ))
+}

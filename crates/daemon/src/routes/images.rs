@@ -1,0 +1,342 @@
+//! Routes of images.
+//!
+//! A name holds slashes and colons, so everything below `/images/` that is not a word of the
+//! API is one wildcard, and what comes last in it says what is wanted.
+
+mod filter;
+mod transfer;
+
+pub(crate) use transfer::host_architecture;
+
+use std::collections::BTreeMap;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use bulkhead_image::{HistoryLine, ImageDetail, ImageSummary, Reference, Removal, RemovalReport};
+use serde_json::{Value, json};
+
+use super::query::{Params, check_filters};
+use crate::connection::ApiVersion;
+use crate::error::{ApiError, ApiResult};
+use crate::state::AppState;
+
+/// The first API version that has no `VirtualSize` any more.
+const WITHOUT_VIRTUAL_SIZE: ApiVersion = ApiVersion(1, 44);
+/// The first API version in which an image without a name has no tags, instead of one that
+/// says `<none>`.
+const WITHOUT_NONE_TAGS: ApiVersion = ApiVersion(1, 43);
+
+/// The routes.
+pub fn router() -> Router<AppState> {
+    Router::new()
+        .route("/images/json", get(list))
+        .route("/images/load", post(transfer::load))
+        .route("/images/create", post(transfer::create))
+        .route("/images/get", get(transfer::save))
+        .route("/images/prune", post(prune))
+        .route("/images/search", get(search))
+        .route("/build/prune", post(prune_build_cache))
+        .route(
+            "/images/{*rest}",
+            get(get_one).post(post_one).delete(delete_one),
+        )
+}
+
+async fn list(
+    State(state): State<AppState>,
+    version: Option<Extension<ApiVersion>>,
+    params: Params,
+) -> ApiResult<Json<Vec<Value>>> {
+    let version = version.map_or(ApiVersion::NEWEST, |Extension(version)| version);
+    let mut filters = params.filters()?;
+    if let Some(name) = params.get("filter") {
+        // Until API 1.40.
+        filters
+            .entry("reference".to_owned())
+            .or_default()
+            .push(name.to_owned());
+    }
+    check_filters(&filters, &filter::KNOWN)?;
+    let images = state.images.list().await?;
+    let wanted = filter::select(&state, &images, &filters, params.flag("all")).await?;
+    let uses = state.containers.image_uses();
+    Ok(Json(
+        wanted
+            .into_iter()
+            .map(|image| {
+                let mut image = image.clone();
+                image.tags.retain(|name| filter::is_shown(name, &filters));
+                image
+                    .digests
+                    .retain(|name| filter::is_shown(name, &filters));
+                let containers = uses.iter().filter(|used| used.image == image.id).count();
+                summary(
+                    &image,
+                    version,
+                    params.flag("shared-size").then_some(containers),
+                )
+            })
+            .collect(),
+    ))
+}
+
+/// One line of the list; `containers` is counted only for those who ask.
+fn summary(image: &ImageSummary, version: ApiVersion, containers: Option<usize>) -> Value {
+    let mut tags = names(&image.tags);
+    let mut digests = names(&image.digests);
+    if version < WITHOUT_NONE_TAGS && tags.is_empty() {
+        tags.push("<none>:<none>".to_owned());
+        if digests.is_empty() {
+            digests.push("<none>@<none>".to_owned());
+        }
+    }
+    let mut line = json!({
+        "Containers": containers.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX)),
+        "Created": image.created,
+        "Id": image.id.to_string(),
+        "Labels": image.config.labels,
+        "ParentId": image.parent.as_ref().map_or_else(String::new, ToString::to_string),
+        "RepoDigests": digests,
+        "RepoTags": tags,
+        "SharedSize": -1,
+        "Size": image.size,
+    });
+    if version < WITHOUT_VIRTUAL_SIZE {
+        line["VirtualSize"] = json!(image.size);
+    }
+    line
+}
+
+pub(crate) fn names(references: &[Reference]) -> Vec<String> {
+    references.iter().map(Reference::familiar).collect()
+}
+
+/// Splits `name/verb`. The verb is never part of a name that exists: a name's last part could
+/// be spelled like one, but then the verb still follows it.
+fn split_verb(rest: &str) -> Option<(&str, &str)> {
+    rest.trim_start_matches('/').rsplit_once('/')
+}
+
+async fn get_one(
+    State(state): State<AppState>,
+    version: Option<Extension<ApiVersion>>,
+    Path(rest): Path<String>,
+    params: Params,
+) -> ApiResult<Response> {
+    let version = version.map_or(ApiVersion::NEWEST, |Extension(version)| version);
+    match split_verb(&rest) {
+        Some((name, "json")) => {
+            let detail = state.images.inspect(name).await?;
+            Ok(Json(inspect(&detail, version)).into_response())
+        }
+        Some((name, "history")) => {
+            let lines = state.images.history(name).await?;
+            Ok(Json(lines.iter().map(history).collect::<Vec<_>>()).into_response())
+        }
+        Some((name, "get")) => transfer::save_names(&state, vec![name.to_owned()], &params).await,
+        _ => Err(ApiError::not_found("page not found")),
+    }
+}
+
+async fn post_one(
+    State(state): State<AppState>,
+    Path(rest): Path<String>,
+    params: Params,
+) -> ApiResult<Response> {
+    match split_verb(&rest) {
+        Some((name, "tag")) => {
+            let repository = params
+                .get("repo")
+                .ok_or_else(|| ApiError::bad_request("invalid reference format"))?;
+            state
+                .images
+                .tag(name, repository, params.get("tag"))
+                .await?;
+            Ok(StatusCode::CREATED.into_response())
+        }
+        Some((name, "push")) => {
+            state.images.resolve(name).await?;
+            Err(ApiError::not_implemented(
+                "pushing images to a registry is not available in this version of bulkhead yet",
+            ))
+        }
+        _ => Err(ApiError::not_found("page not found")),
+    }
+}
+
+async fn delete_one(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    params: Params,
+) -> ApiResult<Json<Vec<Value>>> {
+    let _no_creates = state.containers.hold_creates().await;
+    let uses = state.containers.image_uses();
+    let report = state
+        .images
+        .remove(name.trim_start_matches('/'), params.flag("force"), uses)
+        .await?;
+    Ok(Json(removals(&report)))
+}
+
+fn removals(report: &RemovalReport) -> Vec<Value> {
+    report
+        .items
+        .iter()
+        .map(|item| match item {
+            Removal::Untagged(reference) => json!({ "Untagged": reference.familiar() }),
+            Removal::DeletedImage(id) => json!({ "Deleted": id.to_string() }),
+            Removal::DeletedLayer(id) => json!({ "Deleted": id.to_string() }),
+        })
+        .collect()
+}
+
+/// `docker image prune`: images without a name and without a container; with
+/// `dangling=false` all without a container.
+async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
+    let filters = params.filters()?;
+    check_filters(&filters, &["dangling", "label", "label!", "until"])?;
+    let dangling_only = filters
+        .get("dangling")
+        .and_then(|values| values.first())
+        .is_none_or(|value| matches!(value.as_str(), "1" | "true" | "t" | "True" | "TRUE"));
+    let before = state.images.disk_usage().await?;
+    let uses = state.containers.image_uses();
+    let mut removed = Vec::new();
+    for image in state.images.list().await? {
+        let kept = (dangling_only && !image.tags.is_empty())
+            || uses.iter().any(|used| used.image == image.id)
+            || !filter::matches_labels(&image, &filters)
+            || !filter::is_before_until(&image, &filters)?;
+        if kept {
+            continue;
+        }
+        // An image that got a container or went away meanwhile is no failure of a prune.
+        let _no_creates = state.containers.hold_creates().await;
+        let id = image.id.to_string();
+        match state
+            .images
+            .remove(&id, true, state.containers.image_uses())
+            .await
+        {
+            Ok(report) => removed.extend(removals(&report)),
+            Err(error) if error.status.is_client_error() => {
+                tracing::debug!(image = %id, %error, "not pruned");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let after = state.images.disk_usage().await?;
+    let reclaimed = (before.erofs_bytes + before.blob_bytes)
+        .saturating_sub(after.erofs_bytes + after.blob_bytes);
+    state.events.publish(
+        "image",
+        "prune",
+        "",
+        BTreeMap::from([("reclaimed".to_owned(), reclaimed.to_string())]),
+    );
+    Ok(Json(json!({
+        "ImagesDeleted": if removed.is_empty() { Value::Null } else { json!(removed) },
+        "SpaceReclaimed": reclaimed,
+    })))
+}
+
+async fn prune_build_cache() -> Json<Value> {
+    Json(json!({ "CachesDeleted": Value::Null, "SpaceReclaimed": 0 }))
+}
+
+async fn search() -> ApiError {
+    ApiError::not_implemented(
+        "searching registries is not available in this version of bulkhead yet",
+    )
+}
+
+fn inspect(detail: &ImageDetail, version: ApiVersion) -> Value {
+    let image = &detail.summary;
+    let document = &detail.document;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let mut config = serde_json::to_value(&document.config).unwrap_or_default();
+    // Clients' templates reach for these whether set or not.
+    for (name, empty) in [
+        ("User", json!("")),
+        ("Env", Value::Null),
+        ("Cmd", Value::Null),
+        ("Volumes", Value::Null),
+        ("WorkingDir", json!("")),
+        ("Entrypoint", Value::Null),
+        ("OnBuild", Value::Null),
+        ("Labels", Value::Null),
+    ] {
+        if let Some(config) = config.as_object_mut() {
+            config.entry(name).or_insert(empty);
+        }
+    }
+    let mut out = json!({
+        "Id": image.id.to_string(),
+        "RepoTags": names(&image.tags),
+        "RepoDigests": names(&image.digests),
+        "Parent": image.parent.as_ref().map_or_else(String::new, ToString::to_string),
+        "Comment": text(&document.comment),
+        "Created": document.created,
+        "DockerVersion": document.extra.get("docker_version").cloned().unwrap_or(json!("")),
+        "Author": text(&document.author),
+        "Config": config,
+        "Architecture": document.architecture,
+    });
+    if let Some(variant) = &document.variant {
+        out["Variant"] = json!(variant);
+    }
+    out["Os"] = json!(document.os);
+    out["Size"] = json!(image.size);
+    if version < WITHOUT_VIRTUAL_SIZE {
+        out["VirtualSize"] = json!(image.size);
+    }
+    let blobs: Vec<String> = detail
+        .layers
+        .iter()
+        .map(|layer| layer.path.display().to_string())
+        .collect();
+    out["GraphDriver"] = json!({ "Data": { "Layers": blobs.join(":") }, "Name": "erofs" });
+    let layers: Vec<String> = detail
+        .layers
+        .iter()
+        .map(|layer| layer.diff_id.to_string())
+        .collect();
+    out["RootFS"] = json!({ "Type": "layers", "Layers": layers });
+    out["Metadata"] = json!({
+        "LastTagTime": detail.last_tagged.as_deref().unwrap_or("0001-01-01T00:00:00Z"),
+    });
+    out
+}
+
+fn history(line: &HistoryLine) -> Value {
+    let tags = names(&line.tags);
+    json!({
+        "Comment": line.comment,
+        "Created": line.created,
+        "CreatedBy": line.created_by,
+        "Id": line.id.as_ref().map_or_else(|| "<missing>".to_owned(), ToString::to_string),
+        "Size": line.size,
+        "Tags": if tags.is_empty() { Value::Null } else { json!(tags) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verb_comes_last() {
+        assert_eq!(
+            split_verb("busybox:latest/json"),
+            Some(("busybox:latest", "json"))
+        );
+        assert_eq!(
+            split_verb("localhost:5000/a/json/history"),
+            Some(("localhost:5000/a/json", "history"))
+        );
+        assert_eq!(split_verb("busybox"), None);
+    }
+}

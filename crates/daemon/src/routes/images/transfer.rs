@@ -1,0 +1,338 @@
+//! Images in and out: load, import, pull (which is not there yet), save.
+//!
+//! Answers to uploads are streams of JSON lines that begin while the upload still runs. An
+//! upload that fails before the first line is due is answered with a status; later the error
+//! is a line of its own, as clients know it from dockerd.
+
+mod archive;
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bulkhead_image::{ImageError, ImportOptions, LoadedImage, Platform, Progress};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::super::query::Params;
+use crate::error::{ApiError, ApiResult};
+use crate::services::images::{self, BodyReader, api_error};
+use crate::state::AppState;
+
+/// How often progress is reported at most, and how long nothing is said at first.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// `docker load`.
+pub(super) async fn load(
+    State(state): State<AppState>,
+    params: Params,
+    body: Body,
+) -> ApiResult<Response> {
+    let quiet = params.flag("quiet");
+    upload(body, move |reader, lines| {
+        let loaded = state
+            .images
+            .load_blocking(reader, &|progress| lines.report(quiet, progress))?;
+        Ok(loaded.iter().flat_map(loaded_lines).collect())
+    })
+    .await
+}
+
+fn loaded_lines(image: &LoadedImage) -> Vec<Value> {
+    let mut out = Vec::new();
+    for tagged in &image.references {
+        let name = tagged.reference.familiar();
+        if let Some(old) = &tagged.replaced {
+            out.push(json!({ "stream": format!(
+                "The image {name} already exists, renaming the old one with ID {old} to empty string\n"
+            ) }));
+        }
+        out.push(json!({ "stream": format!("Loaded image: {name}\n") }));
+    }
+    if image.references.is_empty() {
+        out.push(json!({ "stream": format!("Loaded image ID: {}\n", image.id) }));
+    }
+    out
+}
+
+/// `docker import` and `docker pull`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    params: Params,
+    body: Body,
+) -> ApiResult<Response> {
+    if let Some(image) = params.get("fromImage") {
+        return Err(pull(image, params.get("tag")));
+    }
+    match params.get("fromSrc") {
+        Some("-") => {}
+        Some(address) => {
+            return Err(ApiError::not_implemented(format!(
+                "importing from {address} is not available in this version of bulkhead yet: \
+                 download it and use 'docker import FILE'"
+            )));
+        }
+        None => {
+            return Err(ApiError::bad_request(
+                "either fromImage or fromSrc must be given",
+            ));
+        }
+    }
+    let options = ImportOptions {
+        reference: params
+            .get("repo")
+            .map(|repository| images::reference(repository, params.get("tag")))
+            .transpose()?,
+        message: params.get("message").map(str::to_owned),
+        changes: params.all("changes").map(str::to_owned).collect(),
+        platform: params.get("platform").map(platform).transpose()?,
+    };
+    upload(body, move |reader, lines| {
+        let id = state
+            .images
+            .import_blocking(reader, &options, &|progress| lines.report(false, progress))?;
+        Ok(vec![json!({ "status": id.to_string() })])
+    })
+    .await
+}
+
+/// What a pull is answered. `docker run` asks for one after it was told that an image is not
+/// there, and shows this behind "Unable to find image … locally".
+fn pull(image: &str, tag: Option<&str>) -> ApiError {
+    let reference = match tag {
+        Some(tag) if tag.contains(':') => format!("{image}@{tag}"),
+        Some(tag) => format!("{image}:{tag}"),
+        None => image.to_owned(),
+    };
+    match images::reference(image, None) {
+        Err(error) => error,
+        Ok(_) => ApiError::not_implemented(format!(
+            "cannot pull {reference}: pulling from a registry is not available in this version of \
+             bulkhead yet; bring the image in with 'docker load' or 'docker import'"
+        )),
+    }
+}
+
+/// `os[/architecture[/variant]]`.
+fn platform(text: &str) -> ApiResult<Platform> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let valid = (1..=3).contains(&parts.len())
+        && parts.iter().all(|part| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        });
+    if !valid {
+        return Err(ApiError::bad_request(format!(
+            "\"{text}\" is an invalid OS/architecture[/variant]"
+        )));
+    }
+    Ok(Platform {
+        os: parts[0].to_owned(),
+        architecture: parts
+            .get(1)
+            .map_or_else(host_architecture, |part| (*part).to_owned()),
+        variant: parts.get(2).map(|part| (*part).to_owned()),
+    })
+}
+
+/// This host's architecture in Go's words.
+pub(crate) fn host_architecture() -> String {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// Where lines of an answer go while the work is going on.
+struct Lines {
+    sender: mpsc::Sender<Bytes>,
+    last: Mutex<Instant>,
+}
+
+impl Lines {
+    /// Reports progress, unless it was reported a moment ago or the client is slow to read.
+    fn report(&self, quiet: bool, progress: Progress) {
+        let line = match progress {
+            _ if quiet => return,
+            Progress::Received(bytes) => json!({
+                "status": "Importing",
+                "progressDetail": { "current": bytes },
+            }),
+            Progress::Layer {
+                diff_id,
+                current,
+                total,
+            } => json!({
+                "status": "Loading layer",
+                "progressDetail": { "current": current, "total": total },
+                "id": diff_id.to_string().trim_start_matches("sha256:").get(..12),
+            }),
+            Progress::LayerExists { .. } => return,
+        };
+        let Ok(mut last) = self.last.try_lock() else {
+            return;
+        };
+        if last.elapsed() >= PROGRESS_INTERVAL {
+            *last = Instant::now();
+            let _ = self.sender.try_send(encode(&line));
+        }
+    }
+}
+
+/// A line as Go's encoder ends it.
+fn encode(line: &Value) -> Bytes {
+    Bytes::from(format!("{line}\r\n"))
+}
+
+/// Runs blocking work on an upload and answers with its lines.
+async fn upload(
+    body: Body,
+    work: impl FnOnce(&mut BodyReader, &Lines) -> Result<Vec<Value>, ImageError> + Send + 'static,
+) -> ApiResult<Response> {
+    let (frames, mut reader) = BodyReader::new();
+    tokio::spawn(feed(body, frames));
+    let (sender, mut lines) = mpsc::channel(16);
+    let task = tokio::task::spawn_blocking(move || {
+        let lines = Lines {
+            sender,
+            last: Mutex::new(Instant::now()),
+        };
+        work(&mut reader, &lines)
+    });
+    let first = lines.recv().await;
+    if first.is_none() {
+        // It is over: what came of it decides the status.
+        let done = task
+            .await
+            .map_err(|error| ApiError::internal("image store", &error))?
+            .map_err(|error| api_error(&error))?;
+        return Ok(stream_response(Body::from(joined(&done))));
+    }
+    let rest = futures::stream::unfold(lines, |mut lines| async move {
+        lines.recv().await.map(|line| (line, lines))
+    });
+    let outcome = futures::stream::once(async move {
+        let error = match task.await {
+            Ok(Ok(done)) => return joined(&done),
+            Ok(Err(error)) => error.full_message(),
+            Err(error) => error.to_string(),
+        };
+        encode(&json!({ "errorDetail": { "message": error }, "error": error }))
+    });
+    let all = futures::stream::iter(first)
+        .chain(rest)
+        .chain(outcome)
+        .map(Ok::<Bytes, std::convert::Infallible>);
+    Ok(stream_response(Body::from_stream(all)))
+}
+
+fn joined(lines: &[Value]) -> Bytes {
+    lines
+        .iter()
+        .map(|line| encode(line).to_vec())
+        .collect::<Vec<_>>()
+        .concat()
+        .into()
+}
+
+fn stream_response(body: Body) -> Response {
+    (
+        [(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        )],
+        body,
+    )
+        .into_response()
+}
+
+/// Passes a body's frames on. Once nobody reads any more, the rest is read and dropped, since
+/// clients look at the answer only when they have written everything.
+async fn feed(body: Body, frames: mpsc::Sender<std::io::Result<Bytes>>) {
+    let mut stream = body.into_data_stream();
+    while let Some(frame) = stream.next().await {
+        let lost = frame.is_err();
+        let _ = frames.send(frame.map_err(std::io::Error::other)).await;
+        if lost {
+            return;
+        }
+    }
+}
+
+/// `docker save` of several images.
+pub(super) async fn save(State(state): State<AppState>, params: Params) -> ApiResult<Response> {
+    let names: Vec<String> = params
+        .all("names")
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if names.is_empty() {
+        return Err(ApiError::bad_request("no image was named"));
+    }
+    save_names(&state, names, &params).await
+}
+
+/// `docker save`: every name is looked up before the answer begins.
+pub(super) async fn save_names(
+    state: &AppState,
+    names: Vec<String>,
+    params: &Params,
+) -> ApiResult<Response> {
+    if params.get("platform").is_some() {
+        // An image here is for one platform; which one is not the caller's to choose.
+        tracing::debug!("platform of a save ignored");
+    }
+    let store = state.images.store();
+    let plan = tokio::task::spawn_blocking(move || archive::Plan::new(store, &names))
+        .await
+        .map_err(|error| ApiError::internal("image store", &error))?
+        .map_err(|error| api_error(&error))?;
+    let (sender, receiver) = mpsc::channel(8);
+    tokio::task::spawn_blocking(move || plan.write(sender));
+    let stream = futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|frame| (frame, receiver))
+    });
+    Ok((
+        [(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/x-tar"),
+        )],
+        Body::from_stream(stream),
+    )
+        .into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms() {
+        let arm = platform("linux/arm64/v8").unwrap();
+        assert_eq!(
+            (arm.architecture.as_str(), arm.variant.as_deref()),
+            ("arm64", Some("v8"))
+        );
+        assert_eq!(platform("linux").unwrap().architecture, host_architecture());
+        for bad in ["", "linux/", "a/b/c/d", "linux/ar m"] {
+            assert!(platform(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pull_names_the_image_and_the_way_out() {
+        let error = pull("nosuch", Some("1"));
+        assert_eq!(error.status, 501);
+        assert!(error.message.contains("nosuch:1") && error.message.contains("docker load"));
+        assert_eq!(pull("NoSuch", None).status, 400);
+    }
+}

@@ -1,0 +1,252 @@
+//! Query strings as Docker's clients write them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::error::{ApiError, ApiResult};
+
+/// A decoded query string. Of a key given twice the last value counts, unless
+/// [`Params::all`] is asked.
+#[derive(Debug, Clone, Default)]
+pub struct Params {
+    pairs: Vec<(String, String)>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> ApiResult<Self> {
+        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::bad_request(format!("invalid query: {error}")))?;
+        Ok(Self { pairs: query.0 })
+    }
+}
+
+impl Params {
+    /// The value of a key; `None` also for an empty one.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.pairs
+            .iter()
+            .rev()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
+    }
+
+    /// Every value of a key.
+    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.pairs
+            .iter()
+            .filter(move |(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// A flag. As dockerd reads them: missing, empty, `0`, `no`, `false` and `none` are false.
+    pub fn flag(&self, key: &str) -> bool {
+        self.flag_or(key, false)
+    }
+
+    /// A flag with a value for when it is missing.
+    pub fn flag_or(&self, key: &str, default: bool) -> bool {
+        match self.get(key) {
+            None => default,
+            Some(value) => !matches!(
+                value.trim().to_ascii_lowercase().as_str(),
+                "0" | "no" | "false" | "none"
+            ),
+        }
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// 400 when it is not one.
+    pub fn number<T: std::str::FromStr>(&self, key: &str) -> ApiResult<Option<T>> {
+        self.get(key)
+            .map(|value| {
+                value.parse().map_err(|_| {
+                    ApiError::bad_request(format!(
+                        "invalid value '{value}' for '{key}': not a number"
+                    ))
+                })
+            })
+            .transpose()
+    }
+
+    /// The `filters`.
+    ///
+    /// # Errors
+    /// As [`filters`].
+    pub fn filters(&self) -> ApiResult<HashMap<String, Vec<String>>> {
+        filters(self.get("filters"))
+    }
+}
+
+/// Decodes `filters`: `{"key": {"value": true}}`, or of older clients `{"key": ["value"]}`.
+///
+/// # Errors
+/// 400 for anything else.
+pub fn filters(text: Option<&str>) -> ApiResult<HashMap<String, Vec<String>>> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Values {
+        Set(BTreeMap<String, bool>),
+        List(Vec<String>),
+    }
+    let Some(text) = text else {
+        return Ok(HashMap::new());
+    };
+    let decoded: HashMap<String, Values> = serde_json::from_str(text)
+        .map_err(|_| ApiError::bad_request(format!("invalid filter: '{text}'")))?;
+    Ok(decoded
+        .into_iter()
+        .map(|(key, values)| {
+            let values = match values {
+                Values::Set(set) => set
+                    .into_iter()
+                    .filter_map(|(value, on)| on.then_some(value))
+                    .collect(),
+                Values::List(list) => list,
+            };
+            (key, values)
+        })
+        .collect())
+}
+
+/// Refuses keys that a route doesn't know.
+///
+/// # Errors
+/// 400 with Docker's words.
+pub fn check_filters(filters: &HashMap<String, Vec<String>>, known: &[&str]) -> ApiResult<()> {
+    match filters.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) => Err(ApiError::bad_request(format!("invalid filter '{key}'"))),
+    }
+}
+
+/// Whether labels pass the filters `label` (all of them) and `label!` (none of them).
+pub fn labels_match(
+    labels: Option<&HashMap<String, String>>,
+    filters: &HashMap<String, Vec<String>>,
+) -> bool {
+    let has = |wanted: &String| match (labels, wanted.split_once('=')) {
+        (None, _) => false,
+        (Some(labels), Some((name, value))) => labels.get(name).is_some_and(|have| have == value),
+        (Some(labels), None) => labels.contains_key(wanted),
+    };
+    let values = |key: &str| filters.get(key).map(Vec::as_slice).unwrap_or_default();
+    values("label").iter().all(has) && !values("label!").iter().any(has)
+}
+
+/// Reads a time: seconds since the epoch with or without a fraction, RFC 3339, or an age
+/// such as `10m` or `1h30m`.
+///
+/// # Errors
+/// 400 for anything else.
+pub fn timestamp(text: &str) -> ApiResult<Timestamp> {
+    let parsed = match text.split_once('.') {
+        _ if text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-'))
+            && text.matches('-').count() <= usize::from(text.starts_with('-')) =>
+        {
+            let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+            let mut digits = fraction.to_owned();
+            digits.truncate(9);
+            while digits.len() < 9 {
+                digits.push('0');
+            }
+            match (seconds.parse(), digits.parse()) {
+                (Ok(seconds), Ok(nanos)) => Timestamp::new(seconds, nanos).ok(),
+                _ => None,
+            }
+        }
+        _ => text.parse::<Timestamp>().ok().or_else(|| {
+            // A date and time without a zone is in the daemon's.
+            let zone = jiff::tz::TimeZone::system();
+            let local = text
+                .parse::<jiff::civil::DateTime>()
+                .ok()
+                .and_then(|at| at.to_zoned(zone).ok())
+                .map(|at| at.timestamp());
+            local.or_else(|| age(text))
+        }),
+    };
+    parsed.ok_or_else(|| ApiError::bad_request(format!("invalid time: '{text}'")))
+}
+
+/// The time that was this long ago, in Go's notation.
+fn age(text: &str) -> Option<Timestamp> {
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let number: f64 = rest[..end].parse().ok()?;
+        let tail = &rest[end..];
+        let (unit, length) = [("ms", 0.001), ("h", 3600.0), ("m", 60.0), ("s", 1.0)]
+            .into_iter()
+            .find(|(unit, _)| tail.starts_with(unit))?;
+        total += number * length;
+        rest = &tail[unit.len()..];
+    }
+    let age = std::time::Duration::try_from_secs_f64(total).ok()?;
+    Timestamp::now().checked_sub(age).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_shapes_of_filters() {
+        let new = filters(Some(r#"{"status":{"exited":true,"dead":false}}"#)).unwrap();
+        assert_eq!(new["status"], ["exited"]);
+        let old = filters(Some(r#"{"status":["exited"]}"#)).unwrap();
+        assert_eq!(old["status"], ["exited"]);
+        assert!(filters(Some("[")).is_err());
+        assert!(check_filters(&new, &["name"]).is_err());
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(timestamp("12").unwrap(), Timestamp::new(12, 0).unwrap());
+        assert_eq!(
+            timestamp("12.5").unwrap(),
+            Timestamp::new(12, 500_000_000).unwrap()
+        );
+        assert_eq!(
+            timestamp("12.000000001").unwrap(),
+            Timestamp::new(12, 1).unwrap()
+        );
+        assert_eq!(
+            timestamp("1970-01-01T00:00:12Z").unwrap(),
+            Timestamp::new(12, 0).unwrap()
+        );
+        assert!(timestamp("2020-01-01T00:00:00").is_ok());
+        assert!(timestamp("2020-01-01").is_ok());
+        assert!(timestamp("1h30m").unwrap() < Timestamp::now());
+        for bad in ["x", "1x", "-", "1h30"] {
+            assert!(timestamp(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn flags() {
+        let params = Params {
+            pairs: vec![
+                ("a".to_owned(), "1".to_owned()),
+                ("b".to_owned(), "False".to_owned()),
+                ("c".to_owned(), String::new()),
+            ],
+        };
+        assert!(params.flag("a"));
+        assert!(!params.flag("b"));
+        assert!(!params.flag("c"));
+        assert!(params.flag_or("d", true));
+    }
+}

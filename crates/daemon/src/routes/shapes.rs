@@ -1,0 +1,377 @@
+//! Docker's JSON of a container. Where Docker prints a field that the models leave out, a
+//! template has it: `null`, empty or zero, in Docker's order.
+
+use std::collections::HashMap;
+
+use bollard_stubs::models::{ContainerConfig, HostConfig};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::services::containers::{Containers, Record, Status, View};
+
+/// What Docker prints for a time that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The driver of layers and writable layers.
+pub const STORAGE_DRIVER: &str = "erofs";
+
+/// Fills a template with what is set.
+fn fill(template: Value, set: &impl Serialize) -> Value {
+    let (Value::Object(mut out), Ok(Value::Object(set))) = (template, serde_json::to_value(set))
+    else {
+        return Value::Null;
+    };
+    for (key, value) in set {
+        if !value.is_null() {
+            out.insert(key, value);
+        }
+    }
+    Value::Object(out)
+}
+
+/// `Config`.
+pub fn config(config: &ContainerConfig) -> Value {
+    let template = json!({
+        "Hostname": "", "Domainname": "", "User": "",
+        "AttachStdin": false, "AttachStdout": false, "AttachStderr": false,
+        "Tty": false, "OpenStdin": false, "StdinOnce": false,
+        "Env": [], "Cmd": null, "Image": "", "Volumes": null, "WorkingDir": "",
+        "Entrypoint": null, "OnBuild": null, "Labels": {},
+    });
+    let mut out = fill(template, config);
+    // Docker leaves these out when they say nothing.
+    if let Value::Object(out) = &mut out {
+        for key in ["ExposedPorts", "Volumes"] {
+            if out.get(key) == Some(&json!({})) {
+                match key {
+                    "Volumes" => out.insert(key.to_owned(), Value::Null),
+                    _ => out.shift_remove(key),
+                };
+            }
+        }
+        for (key, nothing) in [
+            ("NetworkDisabled", json!(false)),
+            ("ArgsEscaped", json!(false)),
+            ("StopSignal", json!("")),
+            ("MacAddress", json!("")),
+        ] {
+            if out.get(key) == Some(&nothing) {
+                out.shift_remove(key);
+            }
+        }
+    }
+    out
+}
+
+/// `HostConfig`.
+pub fn host_config(host_config: &HostConfig) -> Value {
+    let mut template = json!({
+        "Binds": null, "ContainerIDFile": "",
+        "LogConfig": { "Type": "json-file", "Config": {} },
+        "NetworkMode": "", "PortBindings": {},
+        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "AutoRemove": false, "VolumeDriver": "", "VolumesFrom": null, "ConsoleSize": [0, 0],
+        "CapAdd": null, "CapDrop": null, "CgroupnsMode": "",
+        "Dns": [], "DnsOptions": [], "DnsSearch": [], "ExtraHosts": null, "GroupAdd": null,
+        "IpcMode": "", "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "",
+        "Privileged": false, "PublishAllPorts": false, "ReadonlyRootfs": false,
+        "SecurityOpt": null, "UTSMode": "", "UsernsMode": "", "ShmSize": 0, "Runtime": "",
+        "Isolation": "",
+    });
+    let limits = json!({
+        "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0,
+        "BlkioWeightDevice": [], "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [],
+        "BlkioDeviceReadIOps": [], "BlkioDeviceWriteIOps": [],
+        "CpuPeriod": 0, "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0,
+        "CpusetCpus": "", "CpusetMems": "", "Devices": [], "DeviceCgroupRules": null,
+        "DeviceRequests": null, "MemoryReservation": 0, "MemorySwap": 0,
+        "MemorySwappiness": null, "OomKillDisable": null, "PidsLimit": null, "Ulimits": [],
+        "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
+        "MaskedPaths": null, "ReadonlyPaths": null,
+    });
+    if let (Value::Object(template), Value::Object(limits)) = (&mut template, limits) {
+        template.extend(limits);
+    }
+    let mut out = fill(template, host_config);
+    if let Some(name) = out.pointer_mut("/RestartPolicy/Name")
+        && name.as_str() == Some("")
+    {
+        *name = json!("no");
+    }
+    out
+}
+
+fn time(at: Option<Timestamp>) -> String {
+    at.map_or_else(|| NEVER.to_owned(), |at| format!("{at:.9}"))
+}
+
+/// `State`.
+fn state(record: &Record) -> Value {
+    let state = &record.state;
+    json!({
+        "Status": state.status.as_str(),
+        "Running": state.status.is_alive() || state.status == Status::Restarting,
+        "Paused": state.status == Status::Paused,
+        "Restarting": state.status == Status::Restarting,
+        "OOMKilled": state.oom_killed,
+        "Dead": state.status == Status::Dead,
+        "Pid": state.pid,
+        "ExitCode": state.exit_code,
+        "Error": state.error,
+        "StartedAt": time(state.started_at),
+        "FinishedAt": time(state.finished_at),
+    })
+}
+
+fn networks(record: &Record) -> Value {
+    let mode = record
+        .host_config
+        .network_mode
+        .as_deref()
+        .unwrap_or_default();
+    let name = match mode {
+        "" | "default" => "bridge",
+        mode if mode.starts_with("container:") => return json!({}),
+        mode => mode,
+    };
+    json!({
+        name: {
+            "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "",
+            "DriverOpts": null, "GwPriority": 0, "NetworkID": "", "EndpointID": "",
+            "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "",
+            "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
+        }
+    })
+}
+
+/// Bind and tmpfs mounts, as `inspect` and `ps` show them.
+fn mounts(record: &Record) -> Vec<Value> {
+    let mut out = Vec::new();
+    for bind in record.host_config.binds.iter().flatten() {
+        let mut parts = bind.splitn(3, ':');
+        let (Some(source), Some(destination)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let mode = parts.next().unwrap_or_default();
+        out.push(json!({
+            "Type": "bind", "Source": source, "Destination": destination, "Mode": mode,
+            "RW": !mode.split(',').any(|option| option == "ro"), "Propagation": "rprivate",
+        }));
+    }
+    for mount in record.host_config.mounts.iter().flatten() {
+        let read_only = mount.read_only.unwrap_or(false);
+        out.push(json!({
+            "Type": mount.typ,
+            "Source": mount.source.clone().unwrap_or_default(),
+            "Destination": mount.target.clone().unwrap_or_default(),
+            "Mode": "", "RW": !read_only, "Propagation": "",
+        }));
+    }
+    out
+}
+
+/// The answer of `GET /containers/{id}/json`.
+pub fn inspect(containers: &Containers, view: &View, size: Option<u64>) -> Value {
+    let record = &view.record;
+    let files = containers.files(record);
+    let execs = containers.execs_of(&record.id);
+    let mut out = json!({
+        "Id": record.id,
+        "Created": format!("{:.9}", record.created),
+        "Path": record.path,
+        "Args": record.args,
+        "State": state(record),
+        "Image": record.image_id,
+        "ResolvConfPath": files.resolv_conf,
+        "HostnamePath": files.hostname,
+        "HostsPath": files.hosts,
+        "LogPath": files.log.as_deref().unwrap_or(std::path::Path::new("")),
+        "Name": format!("/{}", record.name),
+        "RestartCount": record.restart_count,
+        "Driver": STORAGE_DRIVER,
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
+        "HostConfig": host_config(&record.host_config),
+        "GraphDriver": {
+            "Data": { "WritableDir": files.writable },
+            "Name": STORAGE_DRIVER,
+        },
+    });
+    let rest = json!({
+        "Mounts": mounts(record),
+        "Config": config(&record.config),
+        "NetworkSettings": {
+            "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {},
+            "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
+            "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null, "EndpointID": "",
+            "Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": "",
+            "IPPrefixLen": 0, "IPv6Gateway": "", "MacAddress": "",
+            "Networks": networks(record),
+        },
+    });
+    if let Value::Object(out) = &mut out {
+        if let Some(size) = size {
+            out.insert("SizeRw".to_owned(), json!(size));
+            out.insert("SizeRootFs".to_owned(), json!(size));
+        }
+        if let Value::Object(rest) = rest {
+            out.extend(rest);
+        }
+    }
+    out
+}
+
+/// One entry of `GET /containers/json`.
+pub fn summary(view: &View, size: Option<u64>, now: Timestamp) -> Value {
+    let record = &view.record;
+    let mut out = Map::new();
+    let mut put = |key: &str, value: Value| {
+        out.insert(key.to_owned(), value);
+    };
+    put("Id", json!(record.id));
+    put("Names", json!([format!("/{}", record.name)]));
+    put("Image", json!(record.image));
+    put("ImageID", json!(record.image_id));
+    put("Command", json!(command_line(record)));
+    put("Created", json!(record.created.as_second()));
+    put("Ports", json!(exposed_ports(record)));
+    if let Some(size) = size {
+        put("SizeRw", json!(size));
+        put("SizeRootFs", json!(size));
+    }
+    let empty = HashMap::new();
+    put(
+        "Labels",
+        json!(record.config.labels.as_ref().unwrap_or(&empty)),
+    );
+    put("State", json!(record.state.status.as_str()));
+    put("Status", json!(status_line(record, now)));
+    put(
+        "HostConfig",
+        json!({ "NetworkMode": record.host_config.network_mode }),
+    );
+    put("NetworkSettings", json!({ "Networks": networks(record) }));
+    put("Mounts", json!(mounts(record)));
+    Value::Object(out)
+}
+
+fn exposed_ports(record: &Record) -> Vec<Value> {
+    if !record.state.status.is_alive() {
+        return Vec::new();
+    }
+    record
+        .config
+        .exposed_ports
+        .iter()
+        .flatten()
+        .filter_map(|port| {
+            let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+            let number: u16 = number.parse().ok()?;
+            Some(json!({ "PrivatePort": number, "Type": protocol }))
+        })
+        .collect()
+}
+
+fn command_line(record: &Record) -> String {
+    let mut out = record.path.clone();
+    for arg in &record.args {
+        out.push(' ');
+        if arg.contains(' ') {
+            out.push_str(&format!("'{arg}'"));
+        } else {
+            out.push_str(arg);
+        }
+    }
+    out
+}
+
+/// `Up 3 seconds`, `Exited (0) 2 minutes ago`.
+pub fn status_line(record: &Record, now: Timestamp) -> String {
+    let state = &record.state;
+    let since = |at: Option<Timestamp>| {
+        let seconds = at.map_or(0, |at| now.as_second().saturating_sub(at.as_second()));
+        human_duration(u64::try_from(seconds).unwrap_or(0))
+    };
+    match state.status {
+        Status::Running => format!("Up {}", since(state.started_at)),
+        Status::Paused => format!("Up {} (Paused)", since(state.started_at)),
+        Status::Restarting => format!(
+            "Restarting ({}) {} ago",
+            state.exit_code,
+            since(state.finished_at)
+        ),
+        Status::Removing => "Removal In Progress".to_owned(),
+        Status::Dead => "Dead".to_owned(),
+        Status::Created => "Created".to_owned(),
+        Status::Exited if state.finished_at.is_none() => "Created".to_owned(),
+        Status::Exited => format!(
+            "Exited ({}) {} ago",
+            state.exit_code,
+            since(state.finished_at)
+        ),
+    }
+}
+
+/// A length of time as Docker rounds it.
+fn human_duration(seconds: u64) -> String {
+    let minutes = seconds / 60;
+    let hours = (seconds + 1800) / 3600;
+    match seconds {
+        0 => "Less than a second".to_owned(),
+        1 => "1 second".to_owned(),
+        2..60 => format!("{seconds} seconds"),
+        _ if minutes == 1 => "About a minute".to_owned(),
+        _ if minutes < 60 => format!("{minutes} minutes"),
+        _ if hours == 1 => "About an hour".to_owned(),
+        _ if hours < 48 => format!("{hours} hours"),
+        _ if hours < 24 * 14 => format!("{} days", hours / 24),
+        _ if hours < 24 * 60 => format!("{} weeks", hours / 24 / 7),
+        _ if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", hours / 24 / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (seconds, text) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (180, "3 minutes"),
+            (3600, "About an hour"),
+            (7200, "2 hours"),
+            (86_400 * 3, "3 days"),
+            (86_400 * 21, "3 weeks"),
+            (86_400 * 90, "3 months"),
+            (86_400 * 365 * 3, "3 years"),
+        ] {
+            assert_eq!(human_duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn templates_are_filled() {
+        let shape = host_config(&HostConfig {
+            memory: Some(5),
+            ..HostConfig::default()
+        });
+        assert_eq!(shape["Memory"], 5);
+        assert_eq!(shape["Binds"], Value::Null);
+        assert_eq!(shape["RestartPolicy"]["Name"], "no");
+        let shape = config(&ContainerConfig {
+            cmd: Some(vec!["sh".to_owned()]),
+            ..ContainerConfig::default()
+        });
+        assert_eq!(shape["Cmd"], json!(["sh"]));
+        assert_eq!(shape["Entrypoint"], Value::Null);
+    }
+}

@@ -1,0 +1,281 @@
+//! Making a container: name, image, configuration, record. Nothing runs yet.
+
+use std::sync::Arc;
+
+use bollard_stubs::models::{ContainerConfig, HostConfig, HostConfigLogConfig};
+use bulkhead_image::{ImageError, ImageId};
+use bulkhead_spec::{Invalid, InvalidKind};
+use bulkhead_task::options::IsolationKind;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::model::{Record, State, Status};
+use super::{Containers, Handle, names};
+use crate::config::LOG_DRIVERS;
+use crate::error::{ApiError, ApiResult};
+
+/// How many made-up names are tried before one gets a number behind it.
+const NAME_TRIES: usize = 10;
+
+/// A container that was made.
+#[derive(Debug)]
+pub struct Created {
+    /// Its ID.
+    pub id: String,
+    /// What its maker should know.
+    pub warnings: Vec<String>,
+}
+
+/// What of the body is not the configuration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Rest {
+    #[serde(default)]
+    host_config: Option<HostConfig>,
+}
+
+/// What is needed of an image.
+struct Image {
+    id: ImageId,
+    config: bollard_stubs::models::ImageConfig,
+    layers: Vec<std::path::PathBuf>,
+}
+
+impl Containers {
+    /// Makes a container from the body of `POST /containers/create`.
+    ///
+    /// # Errors
+    /// 400 for a configuration that is refused, 404 for a missing image, 409 for a name
+    /// that is taken. Nothing is left then.
+    pub async fn create(
+        &self,
+        name: Option<&str>,
+        platform: Option<&str>,
+        body: Value,
+    ) -> ApiResult<Created> {
+        let _creating = self.shared.creating.read().await;
+        let name = name.map(names::check).transpose()?.map(str::to_owned);
+        let isolation = self.requested_isolation(&body)?;
+        let decode = |error| ApiError::bad_request(format!("invalid JSON: {error}"));
+        let mut config = ContainerConfig::deserialize(&body).map_err(decode)?;
+        let Rest { host_config } = Rest::deserialize(&body).map_err(decode)?;
+        let mut host_config = host_config.unwrap_or_default();
+        let reference = config.image.clone().unwrap_or_default();
+        if reference.is_empty() {
+            return Err(ApiError::bad_request("no image specified"));
+        }
+        let image = self.image(&reference, platform).await?;
+        bulkhead_spec::merge_image_config(&mut config, &image.config);
+        let facts = &self.shared.facts;
+        let mut warnings = bulkhead_spec::apply_defaults(&mut host_config, isolation, facts);
+        self.apply_log_defaults(&mut host_config)?;
+        warnings.extend(
+            bulkhead_spec::validate(&config, &host_config, isolation, facts).map_err(invalid)?,
+        );
+        check_signal(&config)?;
+        let id = new_id();
+        if config.hostname.as_deref().is_none_or(str::is_empty) {
+            config.hostname = Some(match host_config.uts_mode.as_deref() {
+                Some("host") => host_name(),
+                _ => id[..12].to_owned(),
+            });
+        }
+        let command = bulkhead_spec::command(&config).map_err(invalid)?;
+        let (path, args) = command
+            .split_first()
+            .map(|(path, args)| (path.clone(), args.to_vec()))
+            .unwrap_or_default();
+        let name = self.reserve(name, &id)?;
+        let record = Record {
+            id: id.clone(),
+            name: name.clone(),
+            created: Timestamp::now(),
+            image: reference,
+            image_id: image.id.to_string(),
+            layers: image.layers,
+            isolation,
+            config,
+            host_config,
+            path,
+            args,
+            state: State {
+                status: Status::Created,
+                pid: 0,
+                exit_code: 0,
+                error: String::new(),
+                oom_killed: false,
+                started_at: None,
+                finished_at: None,
+            },
+            restart_count: 0,
+            manually_stopped: false,
+        };
+        if let Err(error) = self.establish(record).await {
+            self.shared.release_name(&name);
+            let _ = std::fs::remove_dir_all(self.shared.config.container_dir(&id));
+            return Err(error);
+        }
+        Ok(Created { id, warnings })
+    }
+
+    /// Directory, row, owner task, in this order: a crash in between leaves a directory
+    /// without a row, which the next start sweeps.
+    async fn establish(&self, record: Record) -> ApiResult<Arc<Handle>> {
+        let writable = self.files(&record).writable;
+        super::files::make_private_dirs(&writable)
+            .map_err(|error| ApiError::internal("make container directory", &error))?;
+        super::actor::save(&self.shared, &record).await?;
+        self.shared.event(&record, "create", &[]);
+        Ok(super::actor::spawn(&self.shared, record, None))
+    }
+
+    fn requested_isolation(&self, body: &Value) -> ApiResult<IsolationKind> {
+        let requested = match body.pointer("/HostConfig/Isolation") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text.as_str()),
+            Some(_) => {
+                return Err(ApiError::bad_request(
+                    "HostConfig.Isolation is not a string",
+                ));
+            }
+        };
+        bulkhead_spec::effective_isolation(requested, self.shared.config.default_isolation)
+            .map_err(invalid)
+    }
+
+    fn reserve(&self, name: Option<String>, id: &str) -> ApiResult<String> {
+        if let Some(name) = name {
+            self.shared.reserve_name(&name, id)?;
+            return Ok(name);
+        }
+        for _ in 0..NAME_TRIES {
+            let name = names::random();
+            if self.shared.reserve_name(&name, id).is_ok() {
+                return Ok(name);
+            }
+        }
+        let name = format!("{}_{}", names::random(), &id[..12]);
+        self.shared.reserve_name(&name, id)?;
+        Ok(name)
+    }
+
+    async fn image(&self, reference: &str, platform: Option<&str>) -> ApiResult<Image> {
+        let images = Arc::clone(&self.shared.images);
+        let text = reference.to_owned();
+        let found = tokio::task::spawn_blocking(move || {
+            let id = images.resolve(&text)?;
+            let detail = images.inspect(&id)?;
+            let layers = images.layer_paths(&id)?;
+            Ok::<_, ImageError>((id, detail.document, layers))
+        })
+        .await
+        .map_err(|error| ApiError::internal("look up image", &error))?;
+        let (id, document, layers) = found.map_err(image_error)?;
+        check_platform(reference, platform, &document.os, &document.architecture)?;
+        // The same document, in the API's types.
+        let config = serde_json::to_value(&document.config)
+            .and_then(serde_json::from_value)
+            .map_err(|error| ApiError::internal("configuration of the image", &error))?;
+        Ok(Image { id, config, layers })
+    }
+
+    fn apply_log_defaults(&self, host_config: &mut HostConfig) -> ApiResult<()> {
+        let config = &self.shared.config;
+        let log = host_config
+            .log_config
+            .get_or_insert_with(HostConfigLogConfig::default);
+        let own_driver = log.typ.as_deref().is_some_and(|driver| !driver.is_empty());
+        if !own_driver {
+            log.typ = Some(config.log_driver.clone());
+        }
+        let driver = log.typ.clone().unwrap_or_default();
+        if !LOG_DRIVERS.contains(&driver.as_str()) {
+            return Err(ApiError::bad_request(format!(
+                "logger: no log driver named '{driver}' is registered: the valid ones are {}",
+                LOG_DRIVERS.join(", ")
+            )));
+        }
+        let options = log.config.get_or_insert_default();
+        if driver == config.log_driver {
+            for (key, value) in &config.log_opts {
+                options.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        super::files::log_limits(&driver, options).map_err(ApiError::bad_request)?;
+        Ok(())
+    }
+}
+
+/// Refuses an image of another platform than the one asked for, `os/architecture`.
+fn check_platform(
+    reference: &str,
+    asked: Option<&str>,
+    os: &str,
+    architecture: &str,
+) -> ApiResult<()> {
+    let Some(asked) = asked else { return Ok(()) };
+    let mut parts = asked.split('/');
+    let (first, second) = (parts.next().unwrap_or_default(), parts.next());
+    // One part alone is an operating system or an architecture.
+    let fits = match second {
+        Some(second) => first == os && second == architecture,
+        None => first == os || first == architecture,
+    };
+    // An image that doesn't say is taken as it is.
+    if fits || os.is_empty() || architecture.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::not_found(format!(
+        "image with reference {reference} was found but does not provide the specified platform \
+         ({asked}): it is for {os}/{architecture}"
+    )))
+}
+
+fn check_signal(config: &ContainerConfig) -> ApiResult<()> {
+    match config.stop_signal.as_deref() {
+        None | Some("") => Ok(()),
+        Some(signal) => super::signals::parse(signal).map(|_| ()),
+    }
+}
+
+/// An error of the image store, for HTTP.
+pub(crate) fn image_error(error: ImageError) -> ApiError {
+    use bulkhead_image::ErrorKind;
+    let message = error.full_message();
+    match error.kind() {
+        ErrorKind::NotFound => ApiError::not_found(message),
+        ErrorKind::Conflict => ApiError::conflict(message),
+        ErrorKind::InvalidArgument => ApiError::bad_request(message),
+        ErrorKind::Other => ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, message),
+    }
+}
+
+/// A refused configuration, for HTTP.
+pub(crate) fn invalid(error: Invalid) -> ApiError {
+    let message = error.to_string();
+    match error.kind() {
+        InvalidKind::Parameter => ApiError::bad_request(message),
+        InvalidKind::NotFound => ApiError::not_found(message),
+        InvalidKind::NotYet => ApiError::not_implemented(message),
+    }
+}
+
+/// 64 hexadecimal digits whose first 12 are not all decimal: such a short ID would be taken
+/// for a number by shells and YAML.
+pub(crate) fn new_id() -> String {
+    loop {
+        let bytes: [u8; 32] = rand::random();
+        let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        if id[..12].bytes().any(|digit| !digit.is_ascii_digit()) {
+            return id;
+        }
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}

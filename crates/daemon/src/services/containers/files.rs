@@ -1,0 +1,224 @@
+//! Generated files of a container (`hostname`, `hosts`, `resolv.conf`), and the options of
+//! its log.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bulkhead_isolation::InjectedFile;
+use bulkhead_task::options::LogOptions;
+
+use super::Files;
+use super::model::Record;
+
+/// Makes a directory and its parents for root alone.
+pub(super) fn make_private_dirs(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+/// Writes the generated files and says where they go in the container.
+pub(super) fn generate(record: &Record, files: &Files) -> io::Result<Vec<InjectedFile>> {
+    let hostname = record.hostname();
+    let domain = record.config.domainname.as_deref().unwrap_or_default();
+    std::fs::write(&files.hostname, format!("{hostname}\n"))?;
+    std::fs::write(&files.hosts, hosts(record, hostname, domain))?;
+    std::fs::write(&files.resolv_conf, resolv_conf(record))?;
+    Ok([
+        (&files.resolv_conf, "/etc/resolv.conf"),
+        (&files.hostname, "/etc/hostname"),
+        (&files.hosts, "/etc/hosts"),
+    ]
+    .into_iter()
+    .map(|(source, destination)| InjectedFile {
+        source: source.clone(),
+        destination: PathBuf::from(destination),
+    })
+    .collect())
+}
+
+fn hosts(record: &Record, hostname: &str, domain: &str) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\n\
+         ff02::1\tip6-allnodes\n\
+         ff02::2\tip6-allrouters\n",
+    );
+    for extra in record.host_config.extra_hosts.iter().flatten() {
+        // `name:address`, where the address may hold colons; compose also writes `=`.
+        if let Some((name, address)) = extra.split_once(['=', ':']) {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            text.push_str(&format!("{address}\t{name}\n"));
+        }
+    }
+    if domain.is_empty() {
+        text.push_str(&format!("127.0.0.1\t{hostname}\n"));
+    } else {
+        text.push_str(&format!("127.0.0.1\t{hostname}.{domain} {hostname}\n"));
+    }
+    text
+}
+
+/// The user's servers, else the host's file as it is.
+fn resolv_conf(record: &Record) -> String {
+    let host_config = &record.host_config;
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
+    let (dns, search, options) = (
+        given(&host_config.dns),
+        given(&host_config.dns_search),
+        given(&host_config.dns_options),
+    );
+    if dns.is_none() && search.is_none() && options.is_none() {
+        return host;
+    }
+    let from_host = |keyword: &str| -> Vec<String> {
+        host.lines()
+            .filter_map(|line| line.strip_prefix(keyword)?.strip_prefix([' ', '\t']))
+            .flat_map(str::split_whitespace)
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut text = String::new();
+    for server in dns.unwrap_or_else(|| from_host("nameserver")) {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    let search = search.unwrap_or_else(|| from_host("search"));
+    if !search.is_empty() && search != ["."] {
+        text.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    let options = options.unwrap_or_else(|| from_host("options"));
+    if !options.is_empty() {
+        text.push_str(&format!("options {}\n", options.join(" ")));
+    }
+    text
+}
+
+/// The log options of a task; `None` for the driver `none`.
+pub(super) fn log_options(record: &Record, files: &Files) -> Option<LogOptions> {
+    let path = files.log.clone()?;
+    let empty = HashMap::new();
+    let options = record
+        .host_config
+        .log_config
+        .as_ref()
+        .and_then(|log| log.config.as_ref())
+        .unwrap_or(&empty);
+    // Checked when the container was made.
+    let (max_size, max_files) = log_limits(record.log_driver(), options).unwrap_or((None, 1));
+    Some(LogOptions {
+        path,
+        max_size,
+        max_files,
+    })
+}
+
+/// Reads `max-size` and `max-file`. The error is for a person.
+pub(super) fn log_limits(
+    driver: &str,
+    options: &HashMap<String, String>,
+) -> Result<(Option<u64>, u32), String> {
+    let local = driver == "local";
+    for key in options.keys() {
+        let known = matches!(
+            key.as_str(),
+            "max-size"
+                | "max-file"
+                | "compress"
+                | "labels"
+                | "labels-regex"
+                | "env"
+                | "env-regex"
+                | "tag"
+                | "mode"
+                | "max-buffer-size"
+        );
+        if !known {
+            return Err(format!("unknown log opt '{key}' for {driver} log driver"));
+        }
+    }
+    let max_size = match options.get("max-size").map(String::as_str) {
+        None | Some("") => local.then_some(20 << 20),
+        Some("-1") => None,
+        Some(text) => Some(
+            parse_size(text)
+                .filter(|size| *size > 0)
+                .ok_or_else(|| format!("invalid value for max-size: {text}"))?,
+        ),
+    };
+    let max_files = match options.get("max-file").map(String::as_str) {
+        None | Some("") => {
+            if local {
+                5
+            } else {
+                1
+            }
+        }
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|count| *count >= 1)
+            .ok_or_else(|| "max-file cannot be less than 1".to_owned())?,
+    };
+    Ok((max_size, max_files))
+}
+
+/// Reads `10`, `10k`, `10m`, `1g`, `1kb`, `2MiB`; a kilobyte is 1024 bytes.
+pub(super) fn parse_size(text: &str) -> Option<u64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let shift = match unit.trim().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return None,
+    };
+    number.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("10"), Some(10));
+        assert_eq!(parse_size("10k"), Some(10240));
+        assert_eq!(parse_size("1MiB"), Some(1 << 20));
+        assert_eq!(parse_size("2gb"), Some(2 << 30));
+        assert_eq!(parse_size("x"), None);
+        assert_eq!(parse_size("1x"), None);
+    }
+
+    #[test]
+    fn limits() {
+        let options = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect::<HashMap<_, _>>()
+        };
+        assert_eq!(log_limits("json-file", &options(&[])), Ok((None, 1)));
+        assert_eq!(
+            log_limits(
+                "json-file",
+                &options(&[("max-size", "1k"), ("max-file", "3")])
+            ),
+            Ok((Some(1024), 3))
+        );
+        assert_eq!(log_limits("local", &options(&[])), Ok((Some(20 << 20), 5)));
+        assert!(log_limits("json-file", &options(&[("nope", "1")])).is_err());
+        assert!(log_limits("json-file", &options(&[("max-file", "0")])).is_err());
+    }
+}

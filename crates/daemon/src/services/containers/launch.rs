@@ -1,0 +1,333 @@
+//! From a record to a running payload, and back: bundle, network namespace, supervisor,
+//! Create, waiting attaches, Start; release of all that after the end.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use bulkhead_isolation::{ErrorKind, InjectedFile, IsolationError};
+use bulkhead_network::NetworkNamespace;
+use bulkhead_spec::{SpecError, SpecInput};
+use bulkhead_task::bundle::Bundle;
+use bulkhead_task::options::TaskOptions;
+
+use super::actor::Actor;
+use super::model::Record;
+use super::{Containers, Shared};
+use crate::error::ApiError;
+use crate::services::supervisor::{self, Task};
+
+/// Why a container did not start.
+pub(super) struct LaunchFailure {
+    /// What its state says: 127, 126 or 128.
+    pub(super) exit_code: u32,
+    /// For the client.
+    pub(super) error: ApiError,
+}
+
+impl LaunchFailure {
+    fn other(error: ApiError) -> Self {
+        Self {
+            exit_code: 128,
+            error,
+        }
+    }
+
+    fn host(context: &str, error: &std::io::Error) -> Self {
+        Self::other(ApiError::internal(context, error))
+    }
+}
+
+/// Starts a container's payload. On an error nothing is left.
+pub(super) async fn launch(actor: &mut Actor) -> Result<(Arc<Task>, u32), LaunchFailure> {
+    let shared = Arc::clone(&actor.shared);
+    let record = actor.record.clone();
+    let outcome = attempt(actor, &shared, &record).await;
+    if outcome.is_err() {
+        forget(&shared, &record.id).await;
+    }
+    outcome
+}
+
+async fn attempt(
+    actor: &mut Actor,
+    shared: &Arc<Shared>,
+    record: &Record,
+) -> Result<(Arc<Task>, u32), LaunchFailure> {
+    let binary = supervisor::find_binary().map_err(|error| LaunchFailure::other(error.into()))?;
+    let bundle = Bundle::of(&shared.config.exec_root, &record.id);
+    write_bundle(shared, record, &bundle)?;
+    // The namespace's file is a mount that has to be there when the supervisor takes its copy
+    // of the mounts.
+    let injected_files = prepare(shared, record).await?;
+    tracing::debug!(id = %record.id, "bundle, namespace and files are there");
+    let task = match Task::launch(&binary, &shared.config.exec_root, &record.id).await {
+        Ok(task) => Arc::new(task),
+        Err(error) => {
+            sweep(shared, &record.id).await;
+            return Err(start_failure(record, error));
+        }
+    };
+    tracing::debug!(id = %record.id, "supervisor is up");
+    let outcome = run(
+        actor,
+        record,
+        &task,
+        options(shared, record, injected_files),
+    )
+    .await;
+    match outcome {
+        Ok(pid) => Ok((task, pid)),
+        Err(failure) => {
+            // A create that failed has released what it made, unless its supervisor died of it.
+            if task.is_gone() {
+                sweep(shared, &record.id).await;
+            } else {
+                if let Err(error) = task.delete("").await {
+                    tracing::debug!(id = %record.id, %error, "delete after failed start");
+                }
+                task.shutdown().await;
+            }
+            Err(failure)
+        }
+    }
+}
+
+async fn run(
+    actor: &mut Actor,
+    record: &Record,
+    task: &Arc<Task>,
+    options: TaskOptions,
+) -> Result<u32, LaunchFailure> {
+    let created = task
+        .create(&options, record.tty())
+        .await
+        .map_err(|error| start_failure(record, error))?;
+    tracing::debug!(id = %record.id, "created");
+    // Those who attached before the start get the very first byte.
+    for (request, waiting) in actor.waiting_attaches.drain(..) {
+        if waiting.is_closed() {
+            continue;
+        }
+        match task.attach(&request).await {
+            Ok((stream, _)) => {
+                let _ = waiting.send(stream);
+            }
+            Err(error) => tracing::warn!(id = %record.id, %error, "attach before start"),
+        }
+    }
+    actor.show_starting(task, created);
+    let started = task
+        .start("")
+        .await
+        .map_err(|error| start_failure(record, error))?;
+    tracing::debug!(id = %record.id, "started");
+    Ok(if started == 0 { created } else { started })
+}
+
+fn write_bundle(shared: &Shared, record: &Record, bundle: &Bundle) -> Result<(), LaunchFailure> {
+    let netns = shared.netns_path(&record.id);
+    let parent = record
+        .host_config
+        .cgroup_parent
+        .as_deref()
+        .filter(|parent| !parent.is_empty())
+        .unwrap_or(&shared.config.cgroup_parent);
+    let cgroup = format!("/{}/{}", parent.trim_matches('/'), record.id);
+    let spec = bulkhead_spec::build(&SpecInput {
+        id: &record.id,
+        isolation: record.isolation,
+        hostname: record.hostname(),
+        config: &record.config,
+        host_config: &record.host_config,
+        network_namespace: wants_netns(record).then_some(netns.as_path()),
+        cgroups_path: Path::new(&cgroup),
+        facts: &shared.facts,
+    })
+    .map_err(|error| LaunchFailure::other(spec_error(error)))?;
+    let json = serde_json::to_vec(&spec).map_err(|error| {
+        LaunchFailure::other(ApiError::internal("encode specification", &error))
+    })?;
+    // What a daemon that was killed in a start may have left was swept at ours.
+    super::files::make_private_dirs(bundle.path())
+        .and_then(|()| std::fs::write(bundle.config(), json))
+        .map_err(|error| LaunchFailure::host("make bundle", &error))
+}
+
+/// A specification that could not be made, for HTTP.
+pub(super) fn spec_error(error: SpecError) -> ApiError {
+    match error {
+        SpecError::Invalid(error) => super::create::invalid(error),
+        other => ApiError::internal("make specification", &other),
+    }
+}
+
+/// Whether the container has a network namespace of its own.
+fn wants_netns(record: &Record) -> bool {
+    let mode = record
+        .host_config
+        .network_mode
+        .as_deref()
+        .unwrap_or_default();
+    mode != "host" && !mode.starts_with("container:")
+}
+
+async fn prepare(
+    shared: &Arc<Shared>,
+    record: &Record,
+) -> Result<Vec<InjectedFile>, LaunchFailure> {
+    let shared = Arc::clone(shared);
+    let record = record.clone();
+    tokio::task::spawn_blocking(move || {
+        if wants_netns(&record) {
+            NetworkNamespace::create(&shared.netns_path(&record.id)).map_err(|error| {
+                LaunchFailure::other(ApiError::internal("make network namespace", &error))
+            })?;
+        }
+        let files = Containers {
+            shared: Arc::clone(&shared),
+        }
+        .files(&record);
+        super::files::generate(&record, &files)
+            .map_err(|error| LaunchFailure::host("write files of the container", &error))
+    })
+    .await
+    .unwrap_or_else(|error| {
+        Err(LaunchFailure::other(ApiError::internal(
+            "prepare container",
+            &error,
+        )))
+    })
+}
+
+fn options(
+    shared: &Arc<Shared>,
+    record: &Record,
+    injected_files: Vec<InjectedFile>,
+) -> TaskOptions {
+    let files = Containers {
+        shared: Arc::clone(shared),
+    }
+    .files(record);
+    TaskOptions {
+        isolation: record.isolation,
+        layers: record.layers.clone(),
+        writable: files.writable.clone(),
+        injected_files,
+        open_stdin: record.config.open_stdin.unwrap_or(false),
+        stdin_once: record.config.stdin_once.unwrap_or(false),
+        init: record.host_config.init.unwrap_or(false),
+        log: super::files::log_options(record, &files),
+        vm: shared.config.vm.clone(),
+    }
+}
+
+/// What the payload's failure to start means for state and client. Docker's CLI takes its
+/// exit code from these words.
+fn start_failure(record: &Record, error: IsolationError) -> LaunchFailure {
+    let (exit_code, status, reason) = command_failure(&record.path, &error);
+    LaunchFailure {
+        exit_code,
+        error: ApiError::new(
+            status,
+            format!(
+                "failed to create task for container: failed to create shim task: OCI runtime \
+                 create failed: {reason}"
+            ),
+        ),
+    }
+}
+
+/// Exit code, HTTP status and words for a process that did not start.
+pub(super) fn command_failure(command: &str, error: &IsolationError) -> (u32, StatusCode, String) {
+    match error.kind {
+        ErrorKind::CommandNotFound => {
+            let why = if command.contains('/') {
+                format!("stat {command}: no such file or directory")
+            } else {
+                "executable file not found in $PATH".to_owned()
+            };
+            (
+                127,
+                StatusCode::BAD_REQUEST,
+                format!("unable to start container process: exec: \"{command}\": {why}: unknown"),
+            )
+        }
+        ErrorKind::CommandNotExecutable => (
+            126,
+            StatusCode::BAD_REQUEST,
+            format!(
+                "unable to start container process: exec: \"{command}\": permission denied: unknown"
+            ),
+        ),
+        ErrorKind::InvalidArgument => (128, StatusCode::BAD_REQUEST, error.message.clone()),
+        _ => (
+            128,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            error.message.clone(),
+        ),
+    }
+}
+
+/// Releases what a task that has ended held: its isolation, its supervisor, namespace,
+/// bundle. The writable layer stays.
+pub(super) async fn release(shared: &Arc<Shared>, record: &Record, task: &Task) {
+    let released = task.delete("").await;
+    if let Err(error) = &released {
+        tracing::warn!(id = %record.id, %error, "supervisor could not release; sweeping");
+    }
+    // Taking the namespace away makes the kernel wait, as the supervisor's end does.
+    tokio::join!(task.shutdown(), forget_namespace(shared, &record.id));
+    if released.is_err() {
+        sweep(shared, &record.id).await;
+    }
+    tracing::debug!(id = %record.id, "supervisor and namespace are gone");
+    forget_bundle(shared, &record.id);
+}
+
+/// Has the supervisor's executable clean up after a supervisor that is gone.
+pub(super) async fn sweep(shared: &Shared, id: &str) {
+    if !Bundle::of(&shared.config.exec_root, id).path().exists() {
+        return;
+    }
+    let swept = match supervisor::find_binary() {
+        Ok(binary) => supervisor::sweep(&binary, &shared.config.exec_root, id).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = swept {
+        tracing::error!(%id, %error, "left behind by a supervisor that was lost");
+    }
+}
+
+/// Removes network namespace, sockets and bundle.
+pub(super) async fn forget(shared: &Arc<Shared>, id: &str) {
+    forget_namespace(shared, id).await;
+    forget_bundle(shared, id);
+}
+
+async fn forget_namespace(shared: &Shared, id: &str) {
+    let netns = shared.netns_path(id);
+    let removed = tokio::task::spawn_blocking(move || bulkhead_network::remove(&netns)).await;
+    match removed {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%id, %error, "network namespace not removed"),
+        Err(error) => tracing::error!(%id, %error, "network namespace not removed"),
+    }
+}
+
+/// A handful of small files.
+fn forget_bundle(shared: &Shared, id: &str) {
+    let exec_root = &shared.config.exec_root;
+    for socket in [
+        bulkhead_task::bundle::task_socket(exec_root, id),
+        bulkhead_task::bundle::attach_socket(exec_root, id),
+    ] {
+        let _ = std::fs::remove_file(socket);
+    }
+    match std::fs::remove_dir_all(Bundle::of(exec_root, id).path()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::error!(%id, %error, "bundle not removed");
+        }
+        _ => {}
+    }
+}

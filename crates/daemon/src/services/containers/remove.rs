@@ -1,0 +1,63 @@
+//! Erasing a container that has no payload.
+
+use std::sync::Arc;
+
+use super::model::Record;
+use super::{Containers, Shared};
+use crate::error::{ApiError, ApiResult};
+
+/// Erases a container: row first, so that a crash leaves a directory that the next start
+/// sweeps and no container without one.
+pub(super) async fn erase(shared: &Arc<Shared>, record: &Record) -> ApiResult<()> {
+    shared
+        .store
+        .delete_container(record.id.clone())
+        .await
+        .map_err(|error| ApiError::internal("forget container", &error))?;
+    let dir = shared.config.container_dir(&record.id);
+    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
+    match removed {
+        Ok(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
+            // The container is gone for its user; the directory is swept at the next start.
+            tracing::error!(id = %record.id, %error, "container directory not removed");
+        }
+        Err(error) => tracing::error!(id = %record.id, %error, "container directory not removed"),
+        Ok(_) => {}
+    }
+    shared.forget_execs_of(&record.id);
+    let mut index = shared.index();
+    index.by_id.remove(&record.id);
+    index.names.remove(&record.name);
+    Ok(())
+}
+
+impl Containers {
+    /// Bytes in a container's writable layer.
+    pub async fn writable_size(&self, record: &Record) -> u64 {
+        let writable = self.files(record).writable;
+        tokio::task::spawn_blocking(move || allocated(&writable))
+            .await
+            .unwrap_or(0)
+    }
+}
+
+/// Bytes that files below a directory take on disk.
+fn allocated(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            Some(if metadata.is_dir() {
+                allocated(&entry.path())
+            } else if metadata.is_file() {
+                metadata.blocks() * 512
+            } else {
+                0
+            })
+        })
+        .sum()
+}

@@ -1,0 +1,6 @@
+//! What the daemon does, without HTTP.
+
+pub mod containers;
+pub mod images;
+pub mod supervisor;
+pub mod system;

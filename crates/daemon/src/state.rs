@@ -1,0 +1,34 @@
+//! What all requests share.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::events::EventBus;
+use crate::services::containers::Containers;
+use crate::services::images::Images;
+use crate::services::system::System;
+use crate::store::Store;
+
+/// The shared state, as axum hands it to handlers.
+pub type AppState = Arc<Daemon>;
+
+/// The daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    /// How it was started.
+    pub config: Arc<Config>,
+    /// What survives it: containers.
+    pub store: Store,
+    /// Cancelled when the daemon shuts down: answers that stream then end.
+    pub shutdown: CancellationToken,
+    /// What happened.
+    pub events: EventBus,
+    /// Containers.
+    pub containers: Containers,
+    /// Images.
+    pub images: Images,
+    /// What `info` and `version` tell about host and daemon.
+    pub system: System,
+}

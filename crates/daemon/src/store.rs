@@ -1,0 +1,147 @@
+//! What survives the daemon: one SQLite database (`state.db` in the data root, WAL,
+//! `synchronous=FULL`: a commit is on disk when the call returns) with one row per container.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::{Connection, params};
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database couldn't be opened.
+    #[error("open database {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A statement failed.
+    #[error("database")]
+    Statement(#[from] rusqlite::Error),
+    /// A database of a later version.
+    #[error(
+        "database {path} has schema {found}, this daemon knows up to {SCHEMA}: use a newer bulkhead"
+    )]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+    /// The thread that works on the database died.
+    #[error("database thread ended")]
+    Lost,
+}
+
+/// Version of the schema.
+const SCHEMA: i64 = 1;
+
+/// The database; clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    connection: Arc<Mutex<Connection>>,
+}
+
+impl Store {
+    /// Opens or makes the database.
+    ///
+    /// # Errors
+    /// That it is damaged, of a later version, or not accessible.
+    pub fn open(data_root: &Path) -> Result<Self, StoreError> {
+        let path = data_root.join("state.db");
+        let open = |source| StoreError::Open {
+            path: path.clone(),
+            source,
+        };
+        let connection = Connection::open(&path).map_err(open)?;
+        connection
+            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
+            .map_err(open)?;
+        let found: i64 = connection
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .map_err(open)?;
+        if found > SCHEMA {
+            return Err(StoreError::TooNew { path, found });
+        }
+        connection
+            .execute_batch(&format!(
+                "CREATE TABLE IF NOT EXISTS containers (
+                     id TEXT PRIMARY KEY,
+                     name TEXT NOT NULL UNIQUE,
+                     record TEXT NOT NULL
+                 ) WITHOUT ROWID;
+                 PRAGMA user_version={SCHEMA};"
+            ))
+            .map_err(open)?;
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+        })
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let connection = Arc::clone(&self.connection);
+        tokio::task::spawn_blocking(move || {
+            let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&connection)
+        })
+        .await
+        .map_err(|_| StoreError::Lost)?
+        .map_err(StoreError::from)
+    }
+
+    /// Every container: ID and record.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn containers(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.with(|connection| {
+            connection
+                .prepare("SELECT id, record FROM containers")?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })
+        .await
+    }
+
+    /// Writes a container's record, the old one is replaced.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn put_container(
+        &self,
+        id: String,
+        name: String,
+        record: String,
+    ) -> Result<(), StoreError> {
+        self.with(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO containers (id, name, record) VALUES (?1, ?2, ?3)
+                     ON CONFLICT (id) DO UPDATE SET name = ?2, record = ?3",
+                )?
+                .execute(params![id, name, record])
+                .map(|_| ())
+        })
+        .await
+    }
+
+    /// Forgets a container.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn delete_container(&self, id: String) -> Result<(), StoreError> {
+        self.with(move |connection| {
+            connection
+                .prepare_cached("DELETE FROM containers WHERE id = ?1")?
+                .execute(params![id])
+                .map(|_| ())
+        })
+        .await
+    }
+}
