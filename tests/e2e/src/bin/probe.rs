@@ -1,0 +1,128 @@
+//! Prints a file tree as seen from where it runs, one line an object: what the image
+//! cases compare between isolations and with what they packed.
+//!
+//! `probe walk DIR` — path, type, mode, owner, size, time, device, extended attributes,
+//! SHA-256 of the content. `probe eat MIB` — touches that much memory, says so.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use sha2::Digest;
+
+fn main() -> std::io::Result<()> {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let word = |at: usize| {
+        arguments
+            .get(at)
+            .map(|word| word.to_string_lossy().into_owned())
+    };
+    match (word(0).as_deref(), word(1)) {
+        (Some("walk"), Some(root)) => walk(Path::new(&root), Path::new(&root)),
+        (Some("eat"), Some(mib)) => eat(mib.parse().unwrap_or(0)),
+        _ => Err(std::io::Error::other("usage: probe walk DIR | eat MIB")),
+    }
+}
+
+fn walk(root: &Path, directory: &Path) -> std::io::Result<()> {
+    let mut entries: Vec<_> = std::fs::read_dir(directory)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let meta = std::fs::symlink_metadata(&path)?;
+        let kind = meta.file_type();
+        let (letter, content) = if kind.is_dir() {
+            ("d", String::new())
+        } else if kind.is_symlink() {
+            let target = std::fs::read_link(&path)?;
+            ("l", target.to_string_lossy().into_owned())
+        } else if kind.is_file() {
+            ("f", digest(&path)?)
+        } else if kind.is_char_device() {
+            ("c", String::new())
+        } else if kind.is_block_device() {
+            ("b", String::new())
+        } else if kind.is_fifo() {
+            ("p", String::new())
+        } else {
+            ("s", String::new())
+        };
+        let device = if letter == "c" || letter == "b" {
+            let (major, minor) = (
+                rustix::fs::major(meta.rdev()),
+                rustix::fs::minor(meta.rdev()),
+            );
+            format!("{major}:{minor}")
+        } else {
+            "-".to_owned()
+        };
+        let size = if letter == "f" { meta.size() } else { 0 };
+        let links = if letter == "d" { 0 } else { meta.nlink() };
+        let name = path.strip_prefix(root).unwrap_or(&path);
+        writeln!(
+            std::io::stdout(),
+            "{} {letter} {:o} {}:{} {size} {} {links} {device} [{}] {content}",
+            name.display(),
+            meta.mode() & 0o7777,
+            meta.uid(),
+            meta.gid(),
+            meta.mtime(),
+            attributes(&path),
+        )?;
+        if kind.is_dir() {
+            walk(root, &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn digest(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut digest = sha2::Sha256::new();
+    std::io::copy(&mut file, &mut digest)?;
+    let hex = digest
+        .finalize()
+        .iter()
+        .fold(String::new(), |mut hex, byte| {
+            use std::fmt::Write;
+            // Writing into a string has no way to fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+    Ok(hex)
+}
+
+fn attributes(path: &Path) -> String {
+    let mut names = vec![0; 64 * 1024];
+    let Ok(length) = rustix::fs::llistxattr(path, &mut names[..]) else {
+        return "?".to_owned();
+    };
+    let mut found = Vec::new();
+    for name in names[..length].split(|byte| *byte == 0) {
+        // Overlayfs's own marks and labels of security modules are not the image's.
+        if name.is_empty() || name.starts_with(b"trusted.overlay.") || name == b"security.selinux" {
+            continue;
+        }
+        let mut value = vec![0; 64 * 1024];
+        let name = std::ffi::OsStr::from_bytes(name);
+        let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap_or(0);
+        let value: String = value[..length]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        found.push(format!("{}={value}", name.to_string_lossy()));
+    }
+    found.sort();
+    found.join(",")
+}
+
+fn eat(mib: usize) -> std::io::Result<()> {
+    let mut memory: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..mib {
+        memory.push(vec![1; 1 << 20]);
+    }
+    writeln!(std::io::stdout(), "ate {}", memory.len())?;
+    std::io::stdout().flush()
+}

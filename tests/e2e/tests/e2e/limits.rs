@@ -1,0 +1,173 @@
+//! Limits, `update`, `stats`.
+
+use bulkhead_e2e::{BUSYBOX, Cell, case, host, until};
+
+/// The value of a limit in the cgroup that the container's processes are in, read on the
+/// host: `v1` is controller and file, `v2` the file.
+fn on_host(id: &str, v1: (&str, &str), v2: &str) -> String {
+    let groups = host::cgroups(id);
+    let by = |want: &dyn Fn(&str) -> bool, file: &str| {
+        let group = groups.iter().find(|path| want(&path.to_string_lossy()));
+        group.and_then(|path| std::fs::read_to_string(path.join(file)).ok())
+    };
+    let controller = format!("/{}/", v1.0);
+    let value = by(&|path| path.contains(&controller), v1.1).or_else(|| by(&|_| true, v2));
+    value.unwrap_or_default().trim().to_owned()
+}
+
+case!(memory_in_inspect, |cell| {
+    let id = cell.detached(&format!("-m 100m {BUSYBOX} sleep 600"));
+    assert_eq!(cell.inspect(&id)["HostConfig"]["Memory"], 100 << 20);
+    if !cell.is_hyperv() {
+        let value = on_host(&id, ("memory", "memory.limit_in_bytes"), "memory.max");
+        assert_eq!(value, (100 << 20).to_string());
+    }
+});
+
+case!(running_out_of_memory_is_137, |cell| {
+    let name = cell.name("c");
+    cell.run(&format!(
+        "--name {name} -m 64m --memory-swap 64m {BUSYBOX} probe eat 400"
+    ))
+    .exits(137);
+    let state = cell.inspect(&name)["State"].clone();
+    assert_eq!(
+        (&state["OOMKilled"], &state["ExitCode"]),
+        (&true.into(), &137.into())
+    );
+    // The limit is the payload's own: what fits, fits.
+    cell.run(&format!("--rm -m 64m {BUSYBOX} probe eat 30"))
+        .ok()
+        .says("ate 30");
+});
+
+case!(hyperv memory_of_the_machine_follows, |cell| {
+    let total = |options: &str| {
+        let output = cell.run(&format!("--rm {options} {BUSYBOX} awk '/MemTotal/ {{print $2}}' /proc/meminfo"));
+        output.ok().text().parse::<u64>().expect("kilobytes") / 1024
+    };
+    let small = total("-m 256m");
+    let large = total("-m 1g");
+    assert!((256..512).contains(&small), "256 MiB and the overhead: {small}");
+    assert!((1024..1400).contains(&large), "1 GiB and the overhead: {large}");
+});
+
+case!(cpus, |cell| {
+    let id = cell.detached(&format!("--cpus 0.5 {BUSYBOX} sleep 600"));
+    assert_eq!(cell.inspect(&id)["HostConfig"]["NanoCpus"], 500_000_000);
+    if cell.is_hyperv() {
+        assert_eq!(cell.cli(&format!("exec {id} nproc")).ok().text(), "1");
+    } else {
+        let quota = on_host(&id, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+        assert_eq!(quota.split(' ').next(), Some("50000"));
+    }
+    cell.run(&format!("--rm --cpus 1000 {BUSYBOX} true"))
+        .exits(125)
+        .says("cpu");
+});
+
+case!(pids_limit, |cell| {
+    let script = "i=0; while [ $i -lt 60 ]; do sleep 2 & i=$((i+1)); done; wait; echo all";
+    let output = cell.run(&format!("--rm --pids-limit 20 {BUSYBOX} sh -c '{script}'"));
+    assert!(!output.text().contains("all"), "{output}");
+    output.says("fork");
+});
+
+case!(update_memory_and_cpus, |cell| {
+    let id = cell.detached(&format!(
+        "-m 128m --memory-swap 128m --cpus 1 {BUSYBOX} sleep 600"
+    ));
+    cell.cli(&format!("update -m 96m --memory-swap 96m --cpus 0.5 {id}"))
+        .ok()
+        .says(&id);
+    let inspect = cell.inspect(&id);
+    assert_eq!(inspect["HostConfig"]["Memory"], 96 << 20);
+    assert_eq!(inspect["HostConfig"]["NanoCpus"], 500_000_000);
+    if !cell.is_hyperv() {
+        let memory = on_host(&id, ("memory", "memory.limit_in_bytes"), "memory.max");
+        assert_eq!(memory, (96 << 20).to_string());
+        let quota = on_host(&id, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+        assert_eq!(quota.split(' ').next(), Some("50000"));
+    }
+    // What is in force is in force inside, too.
+    cell.cli(&format!("exec {id} probe eat 200")).exits(137);
+    cell.cli(&format!("exec {id} probe eat 20")).ok();
+    cell.cli("update -m 64m no-such-thing")
+        .exits(1)
+        .says("no-such-thing");
+});
+
+case!(stats_once, |cell| {
+    let name = cell.name("c");
+    let id = cell.detached(&format!(
+        "--name {name} -m 200m {BUSYBOX} sh -c 'while :; do :; done'"
+    ));
+    let output = cell.cli(&format!("stats --no-stream {id}")).ok();
+    let lines = output.lines();
+    assert_eq!(lines.len(), 2, "{output}");
+    assert!(
+        lines[0].contains("CPU %") && lines[0].contains("PIDS"),
+        "{output}"
+    );
+    assert!(
+        lines[1].contains(&name) && lines[1].contains("200MiB"),
+        "{output}"
+    );
+    let output = cell
+        .cli(&format!(
+            "stats --no-stream --format '{{{{.CPUPerc}}}}' {id}"
+        ))
+        .ok();
+    let percent: f64 = output
+        .text()
+        .trim_end_matches('%')
+        .parse()
+        .expect("a number");
+    assert!(percent > 5.0, "a busy loop: {output}");
+    let answer = cell
+        .api("GET", &format!("/containers/{id}/stats?stream=false"), None)
+        .json();
+    assert!(
+        answer["memory_stats"]["usage"]
+            .as_u64()
+            .is_some_and(|usage| usage > 0),
+        "{answer}"
+    );
+    assert!(
+        answer["pids_stats"]["current"]
+            .as_u64()
+            .is_some_and(|count| count >= 1),
+        "{answer}"
+    );
+    let used = |key: &str| answer[key]["cpu_usage"]["total_usage"].as_u64();
+    assert!(used("cpu_stats") > used("precpu_stats"), "{answer}");
+});
+
+case!(stats_stream, |cell| {
+    let id = cell.detached(&format!("{BUSYBOX} sleep 600"));
+    let mut stats = cell
+        .line(&format!(
+            "stats --format '{{{{.Name}}}}={{{{.PIDs}}}}.' {id}"
+        ))
+        .start();
+    stats.expect("=1.");
+    stats.expect("=1.");
+    drop(stats);
+    let gone = cell.cli("stats --no-stream no-such-thing");
+    gone.exits(1).says("no-such-thing");
+});
+
+case!(limits_are_found_again_after_a_restart, |cell| {
+    let id = cell.detached(&format!("-m 100m --pids-limit 50 {BUSYBOX} sleep 600"));
+    cell.cli(&format!("restart -t 0 {id}")).ok();
+    cell.until_state(&id, "running");
+    if !cell.is_hyperv() {
+        let value = until("the limit", cell.limit(), || {
+            let value = on_host(&id, ("memory", "memory.limit_in_bytes"), "memory.max");
+            (!value.is_empty()).then_some(value)
+        });
+        assert_eq!(value, (100 << 20).to_string());
+        assert_eq!(on_host(&id, ("pids", "pids.max"), "pids.max"), "50");
+    }
+    let _: &Cell = cell;
+});

@@ -1,0 +1,16 @@
+//! The end-to-end suite; see the library of this package for how it works.
+
+mod bad_input;
+mod daemon_restart;
+mod exec;
+mod failure;
+mod images;
+mod layers;
+mod lifecycle;
+mod limits;
+mod logs;
+mod looks;
+mod promise;
+mod run;
+mod streams;
+mod terminal;

@@ -1,0 +1,95 @@
+//! `-it`: terminals.
+
+use bulkhead_e2e::{BUSYBOX, case};
+
+case!(size_at_start_and_later, |cell| {
+    let mut shell = cell.terminal(&format!("--rm {BUSYBOX} sh"));
+    // The client tells the size right after the start.
+    for (size, word) in [("24 80", "first"), ("43 132", "second")] {
+        if word == "second" {
+            shell.resize(132, 43);
+        }
+        let look = format!("until stty size | grep -q '{size}'; do sleep 0.1; done");
+        shell.send(format!("{look}; echo {word}''-size\n"));
+        shell.expect(&format!("{word}-size"));
+    }
+    shell.send("exit\n");
+    shell.finish().ok();
+});
+
+case!(control_characters, |cell| {
+    let mut shell = cell.terminal(&format!("--rm {BUSYBOX} sh"));
+    shell.expect("# ");
+    shell.send("sleep 600\n");
+    shell.expect("sleep 600");
+    // The shell may still be about to start it: its prompt alone says that ^C arrived.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    shell.send([3]);
+    shell.expect("# ");
+    shell.send("echo c''ode=$?\n");
+    shell.expect("code=130");
+    shell.expect("# ");
+    shell.send([4]);
+    shell.finish().ok();
+});
+
+case!(one_stream_with_carriage_returns, |cell| {
+    let running = cell.terminal(&format!(
+        "--rm {BUSYBOX} sh -c 'echo out; echo err >&2; tty; echo $TERM'"
+    ));
+    let output = running.finish().ok();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(text, "out\r\nerr\r\n/dev/pts/0\r\nxterm\r\n");
+});
+
+case!(a_terminal_needs_one, |cell| {
+    // The client refuses `-it` when its own input is none.
+    cell.run(&format!("-it --rm {BUSYBOX} true"))
+        .fails()
+        .says("tty");
+});
+
+case!(a_detached_terminal, |cell| {
+    let id = cell.detached(&format!("-t {BUSYBOX} sh -c 'tty; echo here'"));
+    assert_eq!(cell.cli(&format!("wait {id}")).ok().text(), "0");
+    let output = cell.cli(&format!("logs {id}")).ok();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "/dev/pts/0\r\nhere\r\n"
+    );
+});
+
+case!(detach_and_attach_again, |cell| {
+    let name = cell.name("c");
+    let mut shell = cell.terminal(&format!("--name {name} {BUSYBOX} sh"));
+    shell.expect("# ");
+    shell.send("X=kept\n");
+    shell.expect("# ");
+    // ^P ^Q
+    shell.send([16]);
+    shell.send([17]);
+    shell.finish().ok();
+    assert_eq!(cell.state(&name), "running");
+    let mut again = cell
+        .line(&format!("attach --detach-keys ctrl-x,d {name}"))
+        .terminal();
+    again.send("echo i''s=$X\n");
+    again.expect("is=kept");
+    again.send([24]);
+    again.send("d");
+    again.finish().fails().says("escape sequence");
+    assert_eq!(cell.state(&name), "running");
+    let mut again = cell.line(&format!("attach {name}")).terminal();
+    again.send("exit 6\n");
+    again.finish().exits(6);
+});
+
+case!(large_output, |cell| {
+    let output = cell
+        .terminal(&format!("--rm {BUSYBOX} seq 1 50000"))
+        .finish()
+        .ok();
+    let lines = output.lines();
+    assert_eq!(lines.len(), 50_000);
+    assert_eq!(lines[49_999], "50000");
+});
