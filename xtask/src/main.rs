@@ -1,0 +1,28 @@
+//! Project chores.
+
+mod bench;
+mod guest;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Project chores", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build the guest: kernel, initramfs and scratch disk template of every VM
+    Guest(guest::Arguments),
+    /// Measure against dockerd, OCI runtimes, mkfs.erofs and tar, in turns
+    Bench(bench::Arguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().chore {
+        Chore::Guest(arguments) => guest::run(arguments),
+        Chore::Bench(arguments) => bench::run(arguments),
+    }
+}
