@@ -1,0 +1,58 @@
+# Two commands do all the set-up on a fresh Debian 12 machine, as root:
+#   make demo   builds everything, runs the promise script, shows what the host sees
+#   make test   all tests, end to end too
+# The second run of either is quick: what is there already is not made again.
+
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+TARGET := target/x86_64-unknown-linux-gnu
+BIN := $(TARGET)/release
+# Cases mostly wait; how many VMs run at a time is the suite's own affair.
+TEST_THREADS ?= 6
+
+.PHONY: demo test test-unit test-e2e test-reference lint build guest bench setup setup-test clean-state
+
+setup:
+	@scripts/setup.sh build
+
+setup-test:
+	@scripts/setup.sh test
+
+# The whole workspace at once: cargo would build dependencies again for other selections.
+build: setup
+	@echo "==> building (release)"
+	@cargo build --release --locked --workspace
+
+# The guest kernel and the initramfs with our agent.
+guest: build
+	@echo "==> guest kernel and initramfs"
+	@$(BIN)/xtask guest --agent $(BIN)/bulkhead-agent
+
+demo: build guest
+	@scripts/demo.sh $(BIN)
+
+lint:
+	@echo "==> format and lints"
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+test-unit:
+	@echo "==> tests of the crates"
+	@cargo test --workspace --locked --exclude bulkhead-e2e
+
+# In release mode, beside the binaries that it tests: it hashes and compresses a lot, some of
+# it inside VMs.
+test-e2e:
+	@echo "==> end to end, every isolation and client"
+	@cargo test --release --locked --workspace --test e2e -- \
+	    --test-threads $(TEST_THREADS)
+
+# Unit tests of the VM crates boot real machines: the guest image comes first.
+test: setup-test lint guest test-unit test-e2e
+
+# The same cases against Debian's dockerd: our expectations are Docker's.
+test-reference: setup-test
+	@scripts/reference.sh
+
+bench: build guest
+	@$(BIN)/xtask bench

@@ -1,0 +1,68 @@
+#!/bin/sh
+# Installs what building, running and testing bulkhead needs on Debian 12: packages by
+# apt-get, the Rust toolchain where there is none. Says what it does; a second run finds
+# everything there and does nothing.
+#
+#   scripts/setup.sh build   what `cargo build` and a running engine need
+#   scripts/setup.sh test    that, and what the tests compare with
+#   scripts/setup.sh reference   that, and dockerd
+set -eu
+
+say() { printf '==> %s\n' "$*"; }
+
+[ "$(id -u)" = 0 ] || { echo "setup: must run as root: it installs packages" >&2; exit 1; }
+
+# A package by a file that it brings: asking dpkg for thirty packages takes longer.
+need() { # FILE PACKAGE
+    [ -e "$1" ] || missing="${missing:-} $2"
+}
+
+missing=
+need /usr/bin/gcc gcc
+need /usr/include/seccomp.h libseccomp-dev
+need /usr/bin/pkg-config pkg-config
+need /usr/bin/make make
+need /usr/bin/qemu-system-x86_64 qemu-system-x86
+need /usr/sbin/mkfs.ext4 e2fsprogs
+need /usr/bin/busybox busybox-static
+need /usr/bin/dpkg-deb dpkg
+need /usr/bin/pgrep procps
+need /etc/ssl/certs/ca-certificates.crt ca-certificates
+if [ "${1:-build}" != build ]; then
+    need /usr/bin/mkfs.erofs erofs-utils
+    need /usr/sbin/ip iproute2
+    need /usr/bin/zstd zstd
+    need /usr/bin/jq jq
+fi
+# Any docker client will do; Debian's is in docker.io, beside an engine that nobody starts here.
+command -v docker >/dev/null || missing="$missing docker.io"
+if [ "${1:-build}" = reference ]; then
+    command -v dockerd >/dev/null || missing="$missing docker.io"
+fi
+
+if [ -n "$missing" ]; then
+    say "installing:$missing"
+    # Packages that bring a service must not start it: policy-rc.d answers 101 meanwhile.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' > $policy
+        chmod +x $policy
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    apt-get update -qq
+    # shellcheck disable=SC2086 # a list of words
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    # Nor may they come up with the next boot: this machine asked for a client.
+    case "$missing" in *docker.io*)
+        if [ -d /run/systemd/system ]; then
+            systemctl disable --quiet docker.service docker.socket containerd.service || true
+        fi ;;
+    esac
+fi
+
+export PATH="$HOME/.cargo/bin:$PATH"
+if ! command -v cargo >/dev/null; then
+    say "installing the Rust toolchain with rustup"
+    command -v curl >/dev/null || apt-get install -y -qq --no-install-recommends curl >/dev/null
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy -c rustfmt
+fi
