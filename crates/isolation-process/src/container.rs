@@ -224,6 +224,11 @@ impl Container for ProcessContainer {
         self.cgroup.update(&resources)
     }
 
+    async fn network_changed(&self) -> Result<()> {
+        // The processes are in the namespace, and the files are those of the host.
+        Ok(())
+    }
+
     async fn delete(&self) -> Result<()> {
         let mut deleted = self.deleted.lock().await;
         if *deleted {

@@ -88,6 +88,13 @@ impl Container for VmContainer {
         self.vm.call(Update { resources }).await
     }
 
+    async fn network_changed(&self) -> Result<()> {
+        Err(IsolationError::new(
+            ErrorKind::Unsupported,
+            "the network of a running VM cannot be changed yet",
+        ))
+    }
+
     async fn delete(&self) -> Result<()> {
         self.vm.shut_down().await
     }

@@ -160,6 +160,16 @@ pub trait Container: Send + Sync {
     /// [`ErrorKind::InvalidArgument`] when a limit cannot be honoured; none is changed then.
     async fn update(&self, resources: Resources) -> Result<()>;
 
+    /// Takes over what has changed in the container's network namespace since it was made,
+    /// or since the last call: interfaces that came or went, and the injected files that
+    /// speak of them. To be called when an interface is complete (address, routes, up), or
+    /// gone. Nothing to do for a container that is in that namespace itself.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FailedPrecondition`] when not running, or when it can take no further
+    /// interface; what was there before goes on working.
+    async fn network_changed(&self) -> Result<()>;
+
     /// Releases everything but the writable layer. Legal once init has exited, or when it
     /// was never started; kills what is left. Idempotent.
     ///

@@ -314,6 +314,11 @@ impl shim_async::Task for TaskService {
         request: UpdateTaskRequest,
     ) -> Answer<Empty> {
         let resources: Resources = match request.resources.as_ref() {
+            Some(any) if any.type_url == options::NETWORK_CHANGED_TYPE_URL => {
+                self.to_the_end(|task| async move { task.container()?.network_changed().await })
+                    .await?;
+                return Ok(Empty::new());
+            }
             Some(any) if any.type_url == options::RESOURCES_TYPE_URL => decode(any, "resources")?,
             Some(any) => linux_resources(&decode(any, "resources")?),
             None => {

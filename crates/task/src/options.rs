@@ -114,6 +114,10 @@ pub const STATS_TYPE_URL: &str = "bulkhead.v1.Stats";
 /// [`bulkhead_isolation::Resources`] in JSON.
 pub const RESOURCES_TYPE_URL: &str = "bulkhead.v1.Resources";
 
+/// `type_url` of the `Any` in `UpdateTaskRequest.resources` that stands for
+/// [`bulkhead_isolation::Container::network_changed`]; its value is empty.
+pub const NETWORK_CHANGED_TYPE_URL: &str = "bulkhead.v1.NetworkChanged";
+
 /// What `containerd-shim-bulkhead-v2 probe` prints, as JSON on stdout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {

@@ -341,6 +341,25 @@ impl Task {
         Ok(())
     }
 
+    /// Tells that interfaces in the network namespace, or the files about them, have changed.
+    ///
+    /// # Errors
+    /// As [`bulkhead_isolation::Container::network_changed`].
+    pub async fn network_changed(&self) -> Result<()> {
+        let resources = Any {
+            type_url: options::NETWORK_CHANGED_TYPE_URL.to_owned(),
+            ..Any::default()
+        };
+        let request = api::UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: MessageField::some(resources),
+            ..Default::default()
+        };
+        self.or_lost(self.client.update(unlimited(), &request))
+            .await?;
+        Ok(())
+    }
+
     /// Whether init was started and runs, by the supervisor's word; and its PID.
     ///
     /// # Errors
