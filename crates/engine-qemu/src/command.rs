@@ -53,7 +53,14 @@ pub(crate) fn kernel_command_line(config: &MachineConfig, clock: Clock) -> Strin
     }
     words.extend(frequencies.iter().map(String::as_str));
     match config.console {
-        Console::Quiet => words.extend(["quiet", "console=hvc0"]),
+        // Until the virtio console is there, what the kernel has to say goes to a serial port:
+        // a panic on the way has words too. The port's real driver is spared.
+        Console::Quiet => words.extend([
+            "quiet",
+            "earlyprintk=serial,ttyS0,115200",
+            "8250.nr_uarts=0",
+            "console=hvc0",
+        ]),
         Console::File { .. } => words.push("console=ttyS0"),
     }
     words.extend(config.cmdline_extra.iter().map(String::as_str));
@@ -87,10 +94,6 @@ pub(crate) fn arguments(
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
-    let serial = match config.console {
-        Console::Quiet => "off",
-        Console::File { .. } => "on",
-    };
     let timer = match clock {
         Clock::Kvm | Clock::Tsc(_) => "off",
         Clock::Pit => "on",
@@ -98,7 +101,7 @@ pub(crate) fn arguments(
     out.pair(
         "-machine",
         format!(
-            "microvm,acpi=on,rtc=on,pit={timer},pic={timer},isa-serial={serial},\
+            "microvm,acpi=on,rtc=on,pit={timer},pic={timer},isa-serial=on,\
              auto-kernel-cmdline=off"
         ),
     );
@@ -130,7 +133,12 @@ pub(crate) fn arguments(
     out.device(&json!({"driver": "virtio-serial-device", "id": "ports", "max_ports": 2}));
     match &config.console {
         Console::Quiet => {
-            out.pair("-chardev", format!("socket,id=words,fd={last_words}"));
+            // Two devices write there, one after the other.
+            out.pair(
+                "-chardev",
+                format!("socket,id=words,fd={last_words},mux=on"),
+            );
+            out.pair("-serial", "chardev:words");
             out.device(&json!({"driver": "virtconsole", "chardev": "words", "nr": 0}));
         }
         Console::File { path } => {

@@ -413,7 +413,12 @@ fn classify(
                     let message: String = message.chars().take(QUOTED).collect();
                     format!("the guest's kernel panicked: {message}")
                 }
-                None => "the guest's kernel panicked or reset itself".to_owned(),
+                None => match said(console) {
+                    words if words.is_empty() => {
+                        "the guest's kernel reset itself without a word".to_owned()
+                    }
+                    words => format!("the guest's kernel reset itself; its last words: {words}"),
+                },
             },
         ),
         _ if killed => MachineExit::new(ExitReason::Killed, "the VM was killed"),
