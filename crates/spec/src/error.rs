@@ -88,6 +88,26 @@ pub enum Invalid {
         /// Why.
         reason: String,
     },
+    /// A `-v` that makes no sense.
+    #[error("invalid volume specification: '{raw}'{reason}")]
+    VolumeSpecification {
+        /// As given.
+        raw: String,
+        /// Why, behind a colon; may be empty.
+        reason: String,
+    },
+    /// Options of a `-v` that do not exist or contradict each other.
+    #[error("invalid mode: {0}")]
+    MountMode(String),
+    /// A `--volumes-from` that makes no sense.
+    #[error("{0}")]
+    VolumesFrom(String),
+    /// Mounts that would have to leave the container.
+    #[error(
+        "bind propagation \"{0}\" is not available: a container's mounts are in a namespace of \
+         their own that tells the host nothing; use rslave, slave, rprivate or private"
+    )]
+    Propagation(String),
     /// Two mounts on one path.
     #[error("Duplicate mount point: {0}")]
     DuplicateMount(String),

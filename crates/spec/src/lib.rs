@@ -15,6 +15,7 @@ mod devices;
 mod error;
 mod facts;
 mod merge;
+mod mount_points;
 mod mounts;
 mod namespaces;
 mod process;
@@ -36,6 +37,10 @@ pub use capabilities::{effective as effective_capabilities, known as known_capab
 pub use error::{Invalid, InvalidKind, SpecError};
 pub use facts::HostFacts;
 pub use merge::merge_image_config;
+pub use mount_points::{
+    MountOrigin, MountRequest, MountSource, VolumesFrom, requested_mounts, volumes_from,
+};
+pub use mounts::HostMount;
 pub use process::{DEFAULT_PATH, ExecInput, command, exec_process};
 pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY};
 pub use security::SecurityOptions;
@@ -61,6 +66,8 @@ pub struct SpecInput<'a> {
     pub network_namespace: Option<&'a Path>,
     /// The cgroup, absolute within each hierarchy (`/bulkhead/<id>`).
     pub cgroups_path: &'a Path,
+    /// Volumes and binds.
+    pub mounts: &'a [HostMount],
     /// What the host can do.
     pub facts: &'a HostFacts,
 }

@@ -1,9 +1,10 @@
 //! What is mounted in a container beside its root: the kernel's file systems as Docker mounts
-//! them, and tmpfs that a user asks for.
+//! them, tmpfs that a user asks for, and files and directories of the host, among them volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use bollard_stubs::models::{HostConfig, Mount as ApiMount, MountType};
+use bollard_stubs::models::{ContainerConfig, HostConfig, Mount as ApiMount, MountType};
 use oci_spec::runtime::{Mount, MountBuilder};
 
 use crate::namespaces::is_host;
@@ -53,11 +54,22 @@ const FLAGS: &[(&str, &str)] = &[
     ("rslave", "propagation"),
 ];
 
+/// A file or directory of the host that a container gets: a volume or a bind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMount {
+    /// Where it is on the host.
+    pub source: PathBuf,
+    /// Where it goes in the container, absolute and clean.
+    pub destination: String,
+    /// `rbind`, `ro`, `rprivate`…
+    pub options: Vec<String>,
+}
+
 /// The mounts, in the order in which they are made.
 pub(crate) fn of(input: &SpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
     let host_config = input.host_config;
     let privileged = host_config.privileged == Some(true);
-    let user = user_tmpfs(host_config)?;
+    let user = user_mounts(host_config, input.mounts)?;
     let mut out = Vec::new();
     for mut mount in defaults(host_config) {
         let replaced = user.contains_key(mount.destination)
@@ -82,15 +94,49 @@ pub(crate) fn of(input: &SpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
         );
     }
     // Sorted by path, so that a mount never hides one that was made before it.
-    for (destination, options) in user {
+    for (destination, mount) in user {
+        let (kind, source) = match mount.source {
+            Some(source) => ("bind", source),
+            None => ("tmpfs", PathBuf::from("tmpfs")),
+        };
         out.push(
             MountBuilder::default()
                 .destination(destination)
-                .typ("tmpfs")
-                .source("tmpfs")
-                .options(options)
+                .typ(kind)
+                .source(source)
+                .options(mount.options)
                 .build()?,
         );
+    }
+    Ok(out)
+}
+
+/// A mount of the user's.
+struct UserMount {
+    /// Of the host; a tmpfs has none.
+    source: Option<PathBuf>,
+    options: Vec<String>,
+}
+
+fn user_mounts(
+    host_config: &HostConfig,
+    of_host: &[HostMount],
+) -> Result<BTreeMap<String, UserMount>, Invalid> {
+    let mut out: BTreeMap<String, UserMount> = user_tmpfs(host_config)?
+        .into_iter()
+        .map(|(destination, options)| {
+            let source = None;
+            (destination, UserMount { source, options })
+        })
+        .collect();
+    for mount in of_host {
+        let made = UserMount {
+            source: Some(mount.source.clone()),
+            options: mount.options.clone(),
+        };
+        if out.insert(mount.destination.clone(), made).is_some() {
+            return Err(Invalid::DuplicateMount(mount.destination.clone()));
+        }
     }
     Ok(out)
 }
@@ -177,10 +223,19 @@ fn user_tmpfs(host_config: &HostConfig) -> Result<BTreeMap<String, Vec<String>>,
         insert(&mut out, destination, &given)?;
     }
     for mount in host_config.mounts.iter().flatten() {
-        let destination = mount.target.clone().unwrap_or_default();
-        insert(&mut out, &destination, &tmpfs_options(mount))?;
+        if mount.typ == Some(MountType::TMPFS) {
+            let destination = mount.target.clone().unwrap_or_default();
+            insert(&mut out, &destination, &tmpfs_options(mount))?;
+        }
     }
     Ok(out)
+}
+
+/// Where there is a tmpfs of the user's.
+pub(crate) fn user_tmpfs_destinations(
+    host_config: &HostConfig,
+) -> Result<BTreeSet<String>, Invalid> {
+    Ok(user_tmpfs(host_config)?.into_keys().collect())
 }
 
 fn insert(
@@ -188,7 +243,7 @@ fn insert(
     destination: &str,
     given: &[String],
 ) -> Result<(), Invalid> {
-    let clean = clean_destination(destination)?;
+    let clean = clean_destination("tmpfs", destination)?;
     let options = merge_options(given)?;
     if out.insert(clean, options).is_some() {
         return Err(Invalid::DuplicateMount(destination.to_owned()));
@@ -247,9 +302,9 @@ fn merge_options(given: &[String]) -> Result<Vec<String>, Invalid> {
 }
 
 /// An absolute path without `.`, `..` and doubled slashes.
-fn clean_destination(destination: &str) -> Result<String, Invalid> {
+pub(crate) fn clean_destination(kind: &str, destination: &str) -> Result<String, Invalid> {
     let refused = |reason: &str| Invalid::Mount {
-        kind: "tmpfs".to_owned(),
+        kind: kind.to_owned(),
         reason: reason.to_owned(),
     };
     if !destination.starts_with('/') {
@@ -273,45 +328,19 @@ fn clean_destination(destination: &str) -> Result<String, Invalid> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-/// Refuses mounts that make no sense, and, by name, kinds of mounts that do not exist here yet.
-pub(crate) fn check(host_config: &HostConfig) -> Result<(), Invalid> {
-    if let Some(bind) = host_config.binds.iter().flatten().next() {
-        return Err(Invalid::NotYet(format!(
-            "mounting a directory or a volume into a container (-v {bind})"
-        )));
-    }
-    if let Some(from) = host_config.volumes_from.iter().flatten().next() {
-        return Err(Invalid::NotYet(format!(
-            "taking volumes from another container (--volumes-from {from})"
-        )));
-    }
+/// Refuses mounts that make no sense.
+pub(crate) fn check(config: &ContainerConfig, host_config: &HostConfig) -> Result<(), Invalid> {
     for mount in host_config.mounts.iter().flatten() {
-        let kind = mount
-            .typ
-            .as_ref()
-            .map_or(String::new(), ToString::to_string);
-        if mount.typ != Some(MountType::TMPFS) {
-            return Err(Invalid::NotYet(format!(
-                "a mount of type \"{kind}\" at {} (only type \"tmpfs\" is)",
-                mount.target.as_deref().unwrap_or_default()
-            )));
-        }
-        let refused = |reason: &str| Invalid::Mount {
-            kind: kind.clone(),
-            reason: reason.to_owned(),
-        };
-        if mount.source.as_deref().is_some_and(|s| !s.is_empty()) {
-            return Err(refused("field Source must not be specified"));
-        }
-        if mount.target.as_deref().is_none_or(str::is_empty) {
-            return Err(refused("field Target must not be empty"));
-        }
         let size = mount.tmpfs_options.as_ref().and_then(|o| o.size_bytes);
         if size.is_some_and(|size| size < 0) {
-            return Err(refused("tmpfs size must not be negative"));
+            return Err(Invalid::Mount {
+                kind: "tmpfs".to_owned(),
+                reason: "tmpfs size must not be negative".to_owned(),
+            });
         }
     }
-    user_tmpfs(host_config).map(drop)
+    crate::volumes_from(host_config)?;
+    crate::requested_mounts(config, host_config).map(drop)
 }
 
 #[cfg(test)]
@@ -321,6 +350,10 @@ mod tests {
     use bollard_stubs::models::MountTmpfsOptions;
 
     use super::*;
+
+    fn checked(host: &HostConfig) -> Result<(), Invalid> {
+        check(&ContainerConfig::default(), host)
+    }
 
     fn tmpfs(destination: &str, options: &str) -> HostConfig {
         HostConfig {
@@ -364,7 +397,7 @@ mod tests {
             ("/tmp", "size=1 2"),
         ] {
             assert!(
-                check(&tmpfs(destination, options)).is_err(),
+                checked(&tmpfs(destination, options)).is_err(),
                 "{destination} {options}"
             );
         }
@@ -386,7 +419,7 @@ mod tests {
             }]),
             ..HostConfig::default()
         };
-        check(&host).unwrap();
+        checked(&host).unwrap();
         let options = &user_tmpfs(&host).unwrap()["/cache"];
         assert!(options.contains(&"size=1048576".to_owned()));
         assert!(options.contains(&"mode=700".to_owned()) && options.contains(&"ro".to_owned()));
@@ -400,18 +433,21 @@ mod tests {
             target: Some("/cache/".to_owned()),
             ..ApiMount::default()
         }]);
-        assert!(matches!(check(&host), Err(Invalid::DuplicateMount(_))));
+        assert!(matches!(checked(&host), Err(Invalid::DuplicateMount(_))));
     }
 
     #[test]
-    fn binds_are_named_and_refused() {
-        let host = HostConfig {
-            binds: Some(vec!["/src:/dst".to_owned()]),
-            ..HostConfig::default()
+    fn volumes_come_in_the_order_of_their_paths() {
+        let host = tmpfs("/a/b", "");
+        let mount = |destination: &str| HostMount {
+            source: PathBuf::from("/src"),
+            destination: destination.to_owned(),
+            options: vec!["rbind".to_owned()],
         };
-        let error = check(&host).unwrap_err();
-        assert_eq!(error.kind(), crate::InvalidKind::NotYet);
-        assert!(error.to_string().contains("/src:/dst"));
+        let all = user_mounts(&host, &[mount("/a/b/c"), mount("/a")]).unwrap();
+        let paths: Vec<_> = all.keys().map(String::as_str).collect();
+        assert_eq!(paths, ["/a", "/a/b", "/a/b/c"]);
+        assert!(user_mounts(&host, &[mount("/a/b")]).is_err());
     }
 
     #[test]

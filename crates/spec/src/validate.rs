@@ -210,7 +210,7 @@ pub fn validate(
     check_network(host_config)?;
     resources::check(host_config, isolation, facts)?;
     sysctl::check(host_config, isolation)?;
-    mounts::check(host_config)?;
+    mounts::check(config, host_config)?;
     devices::check(host_config)?;
     process::rlimits(host_config, isolation).map_err(|error| match error {
         SpecError::Invalid(invalid) => invalid,
@@ -224,21 +224,16 @@ pub fn validate(
     let security = SecurityOptions::parse(host_config)?;
     crate::security::seccomp_profile(host_config, &security, &effective)?;
     check_rest(host_config)?;
-    Ok(warnings(config, host_config))
+    Ok(warnings(host_config))
 }
 
-fn warnings(config: &ContainerConfig, host_config: &HostConfig) -> Vec<String> {
+fn warnings(host_config: &HostConfig) -> Vec<String> {
     let mut out = Vec::new();
     if host_config.oom_kill_disable == Some(true) && host_config.memory.unwrap_or(0) <= 0 {
         out.push(
             "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources."
                 .to_owned(),
         );
-    }
-    for volume in config.volumes.iter().flatten() {
-        out.push(format!(
-            "Volume {volume} is kept in the container's own writable layer and is removed with it."
-        ));
     }
     let published = host_config.publish_all_ports == Some(true)
         || host_config

@@ -48,6 +48,7 @@ fn try_make(
         host_config: host,
         network_namespace: Some(Path::new("/run/netns/x")),
         cgroups_path: Path::new("/bulkhead/0123"),
+        mounts: &[],
         facts: &facts(),
     })
 }
