@@ -12,6 +12,8 @@ pub enum Action {
     Start,
     /// Clean up after a supervisor that was killed.
     Delete,
+    /// Fill volumes from an image, as the order on stdin says.
+    Populate,
     /// Say what this host can do.
     Probe,
     /// Say our version.
@@ -38,9 +40,9 @@ pub enum CommandLineError {
     MissingValue(String),
     #[error("unknown flag -{0}")]
     UnknownFlag(String),
-    #[error("unknown command {0}: expected start, delete or probe")]
+    #[error("unknown command {0}: expected start, delete, populate or probe")]
     UnknownAction(String),
-    #[error("no command: expected start, delete or probe")]
+    #[error("no command: expected start, delete, populate or probe")]
     NoAction,
     #[error("invalid container ID {0:?}: expected 1 to 128 of [A-Za-z0-9_.-]")]
     InvalidId(String),
@@ -67,6 +69,7 @@ impl CommandLine {
                 action = Some(match argument.as_str() {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
+                    "populate" => Action::Populate,
                     "probe" => Action::Probe,
                     _ => return Err(CommandLineError::UnknownAction(argument)),
                 });

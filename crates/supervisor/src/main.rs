@@ -9,6 +9,7 @@ mod delete;
 mod isolations;
 mod memory;
 mod mounts;
+mod populate;
 mod probe;
 mod process;
 mod server;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = match command_line.action {
         Action::Start => start::run(&command_line),
         Action::Delete => delete::run(&command_line),
+        Action::Populate => populate::run(),
         Action::Probe => probe::run(&command_line),
         Action::Version => {
             println!("{}", env!("CARGO_PKG_VERSION"));

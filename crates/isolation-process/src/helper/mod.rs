@@ -25,6 +25,8 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::wire::{self, Order, Report};
 
+pub use rootfs::mount_image;
+
 /// The first argument that makes the binary a helper.
 pub const ARGUMENT: &str = "bulkhead-oci-runtime";
 /// The path in a container at which the binary is the init of `--init`.

@@ -85,6 +85,41 @@ pub fn mount(layout: &Layout, layers: &[PathBuf], writable: &Path) -> Result<Mou
     }
 }
 
+/// Mounts `layers`, the lowest first, for reading only, below the directory `scratch`; gives
+/// where. They stay until the mount namespace ends. For a process with a single thread, whose
+/// working directory changes.
+///
+/// # Errors
+/// What the kernel says.
+pub fn mount_image(layers: &[PathBuf], scratch: &Path) -> Result<PathBuf> {
+    let root = scratch.join("root");
+    make_directory(&root)?;
+    std::env::set_current_dir(scratch)
+        .map_err(|error| IsolationError::other(format!("enter {}", scratch.display()), error))?;
+    // Without a writable layer, an overlay wants at least two others.
+    let mut lower = Vec::new();
+    for (index, blob) in layers.iter().enumerate() {
+        let point = index.to_string();
+        make_directory(Path::new(&point))?;
+        mount_blob(blob, &point)?;
+        lower.insert(0, point);
+    }
+    while lower.len() < 2 {
+        let empty = format!("none{}", lower.len());
+        make_directory(Path::new(&empty))?;
+        lower.push(empty);
+    }
+    let options = CString::new(format!("lowerdir={}", lower.join(":")))
+        .map_err(|error| IsolationError::other("name the layers", error))?;
+    rustix::mount::mount("overlay", &root, "overlay", MountFlags::RDONLY, &*options).map_err(
+        |error| {
+            let what = format!("mount overlay of {} layers", layers.len());
+            IsolationError::other(what, error)
+        },
+    )?;
+    Ok(root)
+}
+
 fn make_directory(path: &Path) -> Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(IsolationError::other(
