@@ -11,6 +11,7 @@
 pub mod args;
 pub mod config;
 pub mod connection;
+pub mod disk_usage;
 pub mod error;
 pub mod events;
 pub mod hijack;

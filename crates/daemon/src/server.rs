@@ -26,6 +26,7 @@ use crate::lifetime::{DataRootLock, LifetimeError, Pidfile, make_private_dir};
 use crate::services::containers::Containers;
 use crate::services::images::Images;
 use crate::services::system::System;
+use crate::services::volumes::Volumes;
 use crate::state::{AppState, Daemon};
 use crate::store::{Store, StoreError};
 
@@ -47,8 +48,8 @@ pub enum ServerError {
     /// Network namespaces.
     #[error("network namespaces")]
     Namespaces(#[from] NetworkNamespaceError),
-    /// The containers of an earlier daemon.
-    #[error("containers")]
+    /// The containers and volumes of an earlier daemon.
+    #[error("containers and volumes")]
     Recovery(#[source] ApiError),
     /// A socket.
     #[error("cannot listen on {path}")]
@@ -142,17 +143,21 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
     let events = EventBus::default();
     let store = Store::open(&config.data_root)?;
     let image_store = open_images(&config.data_root).await?;
+    let volumes = Volumes::new(&config, store.clone(), events.clone());
+    volumes.recover().await.map_err(ServerError::Recovery)?;
     let containers = Containers::new(
         Arc::clone(&config),
         store.clone(),
         events.clone(),
         Arc::clone(&image_store),
+        volumes.clone(),
     )?;
     containers.recover().await.map_err(ServerError::Recovery)?;
     let state: AppState = Arc::new(Daemon {
         store,
         containers: containers.clone(),
         images: Images::new(image_store, events.clone()),
+        volumes,
         system: System::new(&config),
         events,
         shutdown: shutdown.clone(),

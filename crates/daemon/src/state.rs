@@ -9,6 +9,7 @@ use crate::events::EventBus;
 use crate::services::containers::Containers;
 use crate::services::images::Images;
 use crate::services::system::System;
+use crate::services::volumes::Volumes;
 use crate::store::Store;
 
 /// The shared state, as axum hands it to handlers.
@@ -29,6 +30,8 @@ pub struct Daemon {
     pub containers: Containers,
     /// Images.
     pub images: Images,
+    /// Volumes.
+    pub volumes: Volumes,
     /// What `info` and `version` tell about host and daemon.
     pub system: System,
 }

@@ -73,6 +73,10 @@ impl Store {
                      name TEXT NOT NULL UNIQUE,
                      record TEXT NOT NULL
                  ) WITHOUT ROWID;
+                 CREATE TABLE IF NOT EXISTS volumes (
+                     name TEXT PRIMARY KEY,
+                     record TEXT NOT NULL
+                 ) WITHOUT ROWID;
                  PRAGMA user_version={SCHEMA};"
             ))
             .map_err(open)?;
@@ -140,6 +144,51 @@ impl Store {
             connection
                 .prepare_cached("DELETE FROM containers WHERE id = ?1")?
                 .execute(params![id])
+                .map(|_| ())
+        })
+        .await
+    }
+
+    /// Every volume: name and record.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn volumes(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.with(|connection| {
+            connection
+                .prepare("SELECT name, record FROM volumes")?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })
+        .await
+    }
+
+    /// Writes a volume's record, the old one is replaced.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn put_volume(&self, name: String, record: String) -> Result<(), StoreError> {
+        self.with(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO volumes (name, record) VALUES (?1, ?2)
+                     ON CONFLICT (name) DO UPDATE SET record = ?2",
+                )?
+                .execute(params![name, record])
+                .map(|_| ())
+        })
+        .await
+    }
+
+    /// Forgets a volume.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn delete_volume(&self, name: String) -> Result<(), StoreError> {
+        self.with(move |connection| {
+            connection
+                .prepare_cached("DELETE FROM volumes WHERE name = ?1")?
+                .execute(params![name])
                 .map(|_| ())
         })
         .await

@@ -254,16 +254,12 @@ impl<'a> Chosen<'a> {
     }
 }
 
+/// Docker finds a volume by its name or its path in the container, and a bind by either path.
 fn has_volume(view: &View, value: &str) -> bool {
-    let host_config = &view.record.host_config;
-    host_config
-        .binds
-        .iter()
-        .flatten()
-        .any(|bind| bind.split(':').take(2).any(|part| part == value))
-        || host_config.mounts.iter().flatten().any(|mount| {
-            mount.source.as_deref() == Some(value) || mount.target.as_deref() == Some(value)
-        })
+    let clean = value.trim_end_matches('/');
+    view.record.mounts.iter().any(|mount| {
+        mount.destination == clean || *mount.volume.as_ref().unwrap_or(&mount.source) == value
+    })
 }
 
 /// Docker matches names by regular expression, with and without the slash.

@@ -193,7 +193,9 @@ async fn remove(
         ));
     }
     let container = state.containers.find(&id)?;
-    container.remove(params.flag("force")).await?;
+    container
+        .remove(params.flag("force"), params.flag("v"))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

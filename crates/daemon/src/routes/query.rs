@@ -130,14 +130,18 @@ pub fn check_filters(filters: &HashMap<String, Vec<String>>, known: &[&str]) -> 
 }
 
 /// Whether labels pass the filters `label` (all of them) and `label!` (none of them).
-pub fn labels_match(
-    labels: Option<&HashMap<String, String>>,
+pub fn labels_match<'a>(
+    labels: Option<impl IntoIterator<Item = (&'a String, &'a String)>>,
     filters: &HashMap<String, Vec<String>>,
 ) -> bool {
-    let has = |wanted: &String| match (labels, wanted.split_once('=')) {
-        (None, _) => false,
-        (Some(labels), Some((name, value))) => labels.get(name).is_some_and(|have| have == value),
-        (Some(labels), None) => labels.contains_key(wanted),
+    let labels: HashMap<&str, &str> = labels
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let has = |wanted: &String| match wanted.split_once('=') {
+        Some((name, value)) => labels.get(name).is_some_and(|have| *have == value),
+        None => labels.contains_key(wanted.as_str()),
     };
     let values = |key: &str| filters.get(key).map(Vec::as_slice).unwrap_or_default();
     values("label").iter().all(has) && !values("label!").iter().any(has)

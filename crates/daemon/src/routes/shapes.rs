@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 
-use bollard_stubs::models::{ContainerConfig, HostConfig};
+use bollard_stubs::models::{ContainerConfig, HostConfig, MountType};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::services::containers::{Containers, Record, Status, View};
+use crate::services::volumes::DRIVER;
 
 /// What Docker prints for a time that never was.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -145,28 +146,33 @@ fn networks(record: &Record) -> Value {
     })
 }
 
-/// Bind and tmpfs mounts, as `inspect` and `ps` show them.
+/// Volumes, binds and tmpfs, as `inspect` and `ps` show them.
 fn mounts(record: &Record) -> Vec<Value> {
     let mut out = Vec::new();
-    for bind in record.host_config.binds.iter().flatten() {
-        let mut parts = bind.splitn(3, ':');
-        let (Some(source), Some(destination)) = (parts.next(), parts.next()) else {
-            continue;
-        };
-        let mode = parts.next().unwrap_or_default();
-        out.push(json!({
-            "Type": "bind", "Source": source, "Destination": destination, "Mode": mode,
-            "RW": !mode.split(',').any(|option| option == "ro"), "Propagation": "rprivate",
-        }));
+    for mount in &record.mounts {
+        let mut shown = Map::new();
+        shown.insert("Type".to_owned(), json!(mount.kind()));
+        if let Some(name) = &mount.volume {
+            shown.insert("Name".to_owned(), json!(name));
+        }
+        shown.insert("Source".to_owned(), json!(mount.source));
+        shown.insert("Destination".to_owned(), json!(mount.destination));
+        if mount.volume.is_some() {
+            shown.insert("Driver".to_owned(), json!(DRIVER));
+        }
+        shown.insert("Mode".to_owned(), json!(mount.mode));
+        shown.insert("RW".to_owned(), json!(!mount.read_only));
+        shown.insert("Propagation".to_owned(), json!(mount.propagation));
+        out.push(Value::Object(shown));
     }
     for mount in record.host_config.mounts.iter().flatten() {
-        let read_only = mount.read_only.unwrap_or(false);
-        out.push(json!({
-            "Type": mount.typ,
-            "Source": mount.source.clone().unwrap_or_default(),
-            "Destination": mount.target.clone().unwrap_or_default(),
-            "Mode": "", "RW": !read_only, "Propagation": "",
-        }));
+        if mount.typ == Some(MountType::TMPFS) {
+            out.push(json!({
+                "Type": "tmpfs", "Source": "",
+                "Destination": mount.target.clone().unwrap_or_default(),
+                "Mode": "", "RW": !mount.read_only.unwrap_or(false), "Propagation": "",
+            }));
+        }
     }
     out
 }

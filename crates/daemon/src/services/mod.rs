@@ -4,3 +4,4 @@ pub mod containers;
 pub mod images;
 pub mod supervisor;
 pub mod system;
+pub mod volumes;

@@ -12,6 +12,7 @@ use bulkhead_isolation::{ErrorKind, ExitStatus, IsolationError, ProcessInfo, Res
 use bulkhead_task::attach::{AttachReply, AttachRequest};
 use bulkhead_task::bundle::{Bundle, attach_socket, task_socket};
 use bulkhead_task::options::{self, ExecSpec, TaskOptions};
+use bulkhead_task::populate::{CopyOutcome, PopulateOrder};
 use bulkhead_task::{attach, exit_record, wire_error};
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
@@ -487,6 +488,41 @@ pub async fn sweep(binary: &Path, exec_root: &Path, id: &str) -> Result<()> {
             String::from_utf8_lossy(&output.stderr).trim(),
         ))
     }
+}
+
+/// Has the supervisor's executable fill volumes from an image; what became of each copy.
+///
+/// # Errors
+/// What it printed.
+pub async fn populate(binary: &Path, order: &PopulateOrder) -> Result<Vec<CopyOutcome>> {
+    use tokio::io::AsyncWriteExt;
+    let failed = |error| IsolationError::other("fill volumes from the image", error);
+    let text = serde_json::to_vec(order).map_err(|error| failed(error.into()))?;
+    std::fs::create_dir_all(&order.scratch).map_err(failed)?;
+    let run = async {
+        let mut child = tokio::process::Command::new(binary)
+            .arg("populate")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(&text).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = run.await;
+    // What was mounted in it was so in a namespace that has ended.
+    let _ = std::fs::remove_dir(&order.scratch);
+    let output = output.map_err(failed)?;
+    if !output.status.success() {
+        return Err(IsolationError::other(
+            "fill volumes from the image",
+            String::from_utf8_lossy(&output.stderr).trim(),
+        ));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
 }
 
 /// Kills the supervisor that left its PID in the bundle, if it still is that one.

@@ -14,3 +14,4 @@ mod promise;
 mod run;
 mod streams;
 mod terminal;
+mod volumes;

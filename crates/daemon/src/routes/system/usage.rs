@@ -51,7 +51,14 @@ pub(super) async fn usage(State(state): State<AppState>, params: Params) -> ApiR
         out["Containers"] = containers(&state, sizes).await?;
     }
     if wanted("volume") {
-        out["Volumes"] = json!([]);
+        let mut volumes = Vec::new();
+        for (volume, users) in state.volumes.all() {
+            let size = state.volumes.size(&volume).await;
+            let mut shape = super::volumes::shape(&state.volumes, &volume);
+            shape["UsageData"] = json!({ "RefCount": users, "Size": size });
+            volumes.push(shape);
+        }
+        out["Volumes"] = Value::Array(volumes);
     }
     if wanted("build-cache") {
         out["BuildCache"] = json!([]);

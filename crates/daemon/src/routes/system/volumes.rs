@@ -1,11 +1,21 @@
-//! Volumes: there are none yet.
+//! Routes of volumes.
 
-use axum::extract::Path;
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::error::ApiError;
+use super::super::body;
+use super::super::query::{Params, check_filters, labels_match};
+use crate::connection::ApiVersion;
+use crate::error::{ApiError, ApiResult};
+use crate::services::volumes::{DRIVER, Volume, VolumeRequest, Volumes};
 use crate::state::AppState;
 
 pub(super) fn router() -> Router<AppState> {
@@ -13,21 +23,151 @@ pub(super) fn router() -> Router<AppState> {
         .route("/volumes", get(list))
         .route("/volumes/create", post(create))
         .route("/volumes/prune", post(prune))
-        .route("/volumes/{name}", get(missing).delete(missing))
+        .route("/volumes/{name}", get(inspect).delete(remove).put(update))
 }
 
-async fn list() -> Json<Value> {
-    Json(json!({ "Volumes": [], "Warnings": Value::Null }))
+/// A volume as the API prints it.
+pub(super) fn shape(volumes: &Volumes, volume: &Volume) -> Value {
+    json!({
+        "CreatedAt": volume.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "Driver": DRIVER,
+        "Labels": volume.labels,
+        "Mountpoint": volumes.mountpoint(&volume.name),
+        "Name": volume.name,
+        "Options": volume.options,
+        "Scope": "local",
+    })
 }
 
-async fn prune() -> Json<Value> {
-    Json(json!({ "VolumesDeleted": Value::Null, "SpaceReclaimed": 0 }))
+async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
+    let filters = params.filters()?;
+    check_filters(&filters, &["dangling", "name", "driver", "label"])?;
+    let values = |key: &str| filters.get(key).map(Vec::as_slice).unwrap_or_default();
+    let mut dangling = None;
+    for value in values("dangling") {
+        dangling = Some(match value.as_str() {
+            "true" | "1" => true,
+            "false" | "0" => false,
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "invalid filter 'dangling=[{other}]'"
+                )));
+            }
+        });
+    }
+    let volumes: Vec<Value> = state
+        .volumes
+        .all()
+        .iter()
+        .filter(|(volume, users)| {
+            let name = |wanted: &String| volume.name.contains(wanted.as_str());
+            dangling.is_none_or(|dangling| dangling == (*users == 0))
+                && (values("name").is_empty() || values("name").iter().any(name))
+                && (values("driver").is_empty() || values("driver").iter().any(|d| d == DRIVER))
+                && labels_match(volume.labels.as_ref(), &filters)
+        })
+        .map(|(volume, _)| shape(&state.volumes, volume))
+        .collect();
+    Ok(Json(json!({ "Volumes": volumes, "Warnings": Value::Null })))
 }
 
-async fn create() -> ApiError {
-    ApiError::not_implemented("creating volumes is not available in this version of bulkhead yet")
+/// The body of `POST /volumes/create`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct CreateBody {
+    name: Option<String>,
+    driver: Option<String>,
+    driver_opts: Option<BTreeMap<String, String>>,
+    labels: Option<BTreeMap<String, String>>,
+    cluster_volume_spec: Option<Value>,
 }
 
-async fn missing(Path(name): Path<String>) -> ApiError {
-    ApiError::not_found(format!("get {name}: no such volume"))
+async fn create(State(state): State<AppState>, body: Body) -> ApiResult<Response> {
+    let body: CreateBody = body::json(body).await?;
+    if body.cluster_volume_spec.is_some_and(|spec| !spec.is_null()) {
+        return Err(ApiError::bad_request(
+            "cluster volumes need a swarm, which bulkhead does not have",
+        ));
+    }
+    let mut labels = body.labels;
+    let name = body.name.filter(|name| !name.is_empty());
+    if name.is_none() {
+        labels.get_or_insert_default().insert(
+            crate::services::volumes::ANONYMOUS.to_owned(),
+            String::new(),
+        );
+    }
+    let volume = state
+        .volumes
+        .create(VolumeRequest {
+            name,
+            driver: body.driver.unwrap_or_default(),
+            labels,
+            options: body.driver_opts,
+        })
+        .await?;
+    Ok((StatusCode::CREATED, Json(shape(&state.volumes, &volume))).into_response())
+}
+
+async fn inspect(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+) -> ApiResult<Json<Value>> {
+    let volume = state.volumes.get(&name)?;
+    Ok(Json(shape(&state.volumes, &volume)))
+}
+
+async fn update(State(state): State<AppState>, Path(name): Path<String>) -> ApiResult<StatusCode> {
+    state.volumes.get(&name)?;
+    Err(ApiError::bad_request(
+        "only cluster volumes can be updated, and bulkhead has no swarm",
+    ))
+}
+
+async fn remove(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    params: Params,
+) -> ApiResult<StatusCode> {
+    match state.volumes.remove(&name).await {
+        Err(error) if error.status == StatusCode::NOT_FOUND && params.flag("force") => {}
+        outcome => outcome?,
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Since 1.42 only volumes that nobody named go, unless all are asked for.
+async fn prune(
+    State(state): State<AppState>,
+    params: Params,
+    axum::Extension(version): axum::Extension<ApiVersion>,
+) -> ApiResult<Json<Value>> {
+    let mut filters = params.filters()?;
+    check_filters(&filters, &["label", "label!", "all"])?;
+    let mut all = version < ApiVersion(1, 42);
+    for value in filters.remove("all").unwrap_or_default() {
+        all = match value.as_str() {
+            "true" | "1" => true,
+            "false" | "0" => false,
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "invalid filter 'all=[{other}]'"
+                )));
+            }
+        };
+    }
+    let (removed, bytes) = state
+        .volumes
+        .prune(|volume| {
+            (all || volume.is_anonymous()) && labels_match(volume.labels.as_ref(), &filters)
+        })
+        .await;
+    let names = if removed.is_empty() {
+        Value::Null
+    } else {
+        json!(removed)
+    };
+    Ok(Json(
+        json!({ "VolumesDeleted": names, "SpaceReclaimed": bytes }),
+    ))
 }

@@ -83,6 +83,8 @@ pub enum Command {
     Remove {
         /// Kill it first if it runs.
         force: bool,
+        /// Remove the volumes too that nobody named.
+        volumes: bool,
         /// The answer.
         reply: Reply<()>,
     },
@@ -140,6 +142,8 @@ pub(super) struct Actor {
     run: u64,
     pub(super) waiting_attaches: Vec<(AttachRequest, oneshot::Sender<UnixStream>)>,
     removals: Vec<Reply<()>>,
+    /// Whether a removal takes the volumes along that nobody named.
+    remove_volumes: bool,
     hold_auto_remove: bool,
     stop_announced: bool,
     backoff: Duration,
@@ -171,6 +175,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, record: Record, task: Option<Arc<Task>
         run: 0,
         waiting_attaches: Vec::new(),
         removals: Vec::new(),
+        remove_volumes: false,
         hold_auto_remove: false,
         stop_announced: false,
         backoff: MIN_BACKOFF,
@@ -231,7 +236,14 @@ impl Actor {
             Command::Attach { request, reply } => {
                 let _ = reply.send(Ok(self.attach(request)));
             }
-            Command::Remove { force, reply } => self.remove(force, reply).await,
+            Command::Remove {
+                force,
+                volumes,
+                reply,
+            } => {
+                self.remove_volumes |= volumes;
+                self.remove(force, reply).await;
+            }
             Command::HoldAutoRemove { hold } => {
                 self.hold_auto_remove = hold;
                 // The payload may have ended for good while it was held.
@@ -578,6 +590,7 @@ impl Actor {
         state.finished_at = Some(status.at);
         self.exits += 1;
         self.shared.forget_execs_of(&self.record.id);
+        super::mounts::announce_unmounted(&self.shared, &self.record);
         if status.oom_killed {
             self.shared.event(&self.record, "oom", &[]);
         }
@@ -637,7 +650,8 @@ impl Actor {
         let before = self.record.state.status;
         self.record.state.status = Status::Removing;
         self.show(false);
-        let outcome = super::remove::erase(&self.shared, &self.record).await;
+        let volumes = self.remove_volumes || self.record.auto_remove();
+        let outcome = super::remove::erase(&self.shared, &self.record, volumes).await;
         match &outcome {
             Ok(()) => {
                 self.record.state.status = if before == Status::Removing {

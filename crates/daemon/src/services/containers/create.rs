@@ -87,6 +87,16 @@ impl Containers {
             .map(|(path, args)| (path.clone(), args.to_vec()))
             .unwrap_or_default();
         let name = self.reserve(name, &id)?;
+        let resolved = self
+            .resolve_mounts(&id, &config, &host_config, &image.layers)
+            .await;
+        let resolved = match resolved {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                self.shared.release_name(&name);
+                return Err(error);
+            }
+        };
         let record = Record {
             id: id.clone(),
             name: name.clone(),
@@ -110,8 +120,10 @@ impl Containers {
             },
             restart_count: 0,
             manually_stopped: false,
+            mounts: resolved.mounts.clone(),
         };
         if let Err(error) = self.establish(record).await {
+            self.undo_mounts(&id, resolved).await;
             self.shared.release_name(&name);
             let _ = std::fs::remove_dir_all(self.shared.config.container_dir(&id));
             return Err(error);

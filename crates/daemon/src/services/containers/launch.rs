@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use bulkhead_isolation::{ErrorKind, InjectedFile, IsolationError};
 use bulkhead_network::NetworkNamespace;
-use bulkhead_spec::{SpecError, SpecInput};
+use bulkhead_spec::{HostMount, SpecError, SpecInput};
 use bulkhead_task::bundle::Bundle;
 use bulkhead_task::options::TaskOptions;
 
@@ -45,6 +45,9 @@ pub(super) async fn launch(actor: &mut Actor) -> Result<(Arc<Task>, u32), Launch
     let outcome = attempt(actor, &shared, &record).await;
     if outcome.is_err() {
         forget(&shared, &record.id).await;
+        super::mounts::unmount(&shared, &record).await;
+    } else {
+        super::mounts::announce_mounted(&shared, &record);
     }
     outcome
 }
@@ -56,7 +59,10 @@ async fn attempt(
 ) -> Result<(Arc<Task>, u32), LaunchFailure> {
     let binary = supervisor::find_binary().map_err(|error| LaunchFailure::other(error.into()))?;
     let bundle = Bundle::of(&shared.config.exec_root, &record.id);
-    write_bundle(shared, record, &bundle)?;
+    let mounts = super::mounts::prepare(shared, record)
+        .await
+        .map_err(LaunchFailure::other)?;
+    write_bundle(shared, record, &bundle, &mounts)?;
     // The namespace's file is a mount that has to be there when the supervisor takes its copy
     // of the mounts.
     let injected_files = prepare(shared, record).await?;
@@ -125,7 +131,12 @@ async fn run(
     Ok(if started == 0 { created } else { started })
 }
 
-fn write_bundle(shared: &Shared, record: &Record, bundle: &Bundle) -> Result<(), LaunchFailure> {
+fn write_bundle(
+    shared: &Shared,
+    record: &Record,
+    bundle: &Bundle,
+    mounts: &[HostMount],
+) -> Result<(), LaunchFailure> {
     let netns = shared.netns_path(&record.id);
     let parent = record
         .host_config
@@ -142,6 +153,7 @@ fn write_bundle(shared: &Shared, record: &Record, bundle: &Bundle) -> Result<(),
         host_config: &record.host_config,
         network_namespace: wants_netns(record).then_some(netns.as_path()),
         cgroups_path: Path::new(&cgroup),
+        mounts,
         facts: &shared.facts,
     })
     .map_err(|error| LaunchFailure::other(spec_error(error)))?;
@@ -283,6 +295,7 @@ pub(super) async fn release(shared: &Arc<Shared>, record: &Record, task: &Task) 
     }
     tracing::debug!(id = %record.id, "supervisor and namespace are gone");
     forget_bundle(shared, &record.id);
+    super::mounts::unmount(shared, record).await;
 }
 
 /// Has the supervisor's executable clean up after a supervisor that is gone.

@@ -238,12 +238,17 @@ impl Handle {
         self.ask(|reply| Command::Attach { request, reply }).await
     }
 
-    /// Removes it.
+    /// Removes it; with `volumes`, also those of its volumes that nobody named.
     ///
     /// # Errors
     /// 409 when it runs and `force` is not given.
-    pub async fn remove(&self, force: bool) -> ApiResult<()> {
-        self.ask(|reply| Command::Remove { force, reply }).await
+    pub async fn remove(&self, force: bool, volumes: bool) -> ApiResult<()> {
+        self.ask(|reply| Command::Remove {
+            force,
+            volumes,
+            reply,
+        })
+        .await
     }
 
     /// Registers a wait at once; the future ends with it.
@@ -307,7 +312,7 @@ impl Containers {
                 continue;
             }
             let size = self.writable_size(&view.record).await;
-            if handle.remove(false).await.is_ok() {
+            if handle.remove(false, false).await.is_ok() {
                 removed.push(handle.id.clone());
                 bytes += size;
             }

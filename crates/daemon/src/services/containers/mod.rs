@@ -12,6 +12,7 @@ mod launch;
 pub mod lifecycle;
 pub mod logs;
 pub mod model;
+mod mounts;
 mod names;
 mod recovery;
 mod remove;
@@ -32,12 +33,15 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::error::{ApiError, ApiResult};
 use crate::events::EventBus;
+use crate::services::volumes::Volumes;
 use crate::store::Store;
 
 pub use actor::{AttachTarget, Command};
 pub use create::Created;
+pub(super) use create::new_id;
 pub use exec::{Exec, ExecRequest, ExecState};
 pub use model::{Record, State, Status, View};
+pub use mounts::MountPoint;
 pub use update::UpdateRequest;
 
 /// What owner tasks share.
@@ -51,6 +55,8 @@ pub struct Shared {
     pub events: EventBus,
     /// The images.
     pub images: Arc<ImageStore>,
+    /// The volumes.
+    pub volumes: Volumes,
     /// What the host can do.
     pub facts: HostFacts,
     /// Held for reading while a container is being made, so that the image which was looked
@@ -107,6 +113,7 @@ impl Containers {
         store: Store,
         events: EventBus,
         images: Arc<ImageStore>,
+        volumes: Volumes,
     ) -> Result<Self, NetworkNamespaceError> {
         bulkhead_network::prepare_directory(&netns_dir(&config))?;
         Ok(Self {
@@ -115,6 +122,7 @@ impl Containers {
                 store,
                 events,
                 images,
+                volumes,
                 facts: HostFacts::detect(),
                 creating: Arc::default(),
                 owners: TaskTracker::new(),

@@ -8,6 +8,7 @@ use bulkhead_task::options::IsolationKind;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::MountPoint;
 use crate::services::supervisor::Task;
 
 /// Where a container is in its life; Docker's words.
@@ -102,6 +103,9 @@ pub struct Record {
     /// Whether a user stopped it; the restart policy then leaves it alone.
     #[serde(default)]
     pub manually_stopped: bool,
+    /// Its volumes and binds.
+    #[serde(default)]
+    pub mounts: Vec<MountPoint>,
 }
 
 impl Record {

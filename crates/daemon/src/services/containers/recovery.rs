@@ -38,6 +38,8 @@ impl Containers {
                         .index()
                         .names
                         .insert(record.name.clone(), record.id.clone());
+                    // Before anything that may end it.
+                    super::mounts::adopt(shared, &record);
                     recoveries.push(self.recover_one(record));
                 }
                 Err(error) => tracing::error!(%id, %error, "record of a container is damaged"),
@@ -45,6 +47,7 @@ impl Containers {
         }
         self.sweep_unknown(&known).await;
         futures::future::join_all(recoveries).await;
+        shared.volumes.unmount_idle();
         self.start_by_policy();
         Ok(())
     }
@@ -52,7 +55,7 @@ impl Containers {
     async fn recover_one(&self, mut record: Record) {
         let shared = &self.shared;
         if record.state.status == Status::Removing {
-            let _ = super::remove::erase(shared, &record).await;
+            let _ = super::remove::erase(shared, &record, false).await;
             return;
         }
         let task = match Bundle::of(&shared.config.exec_root, &record.id)
@@ -107,6 +110,7 @@ impl Containers {
         }
         super::launch::sweep(shared, &record.id).await;
         super::launch::forget(shared, &record.id).await;
+        super::mounts::unmount(shared, &record).await;
         if alive {
             shared.event(
                 &record,
@@ -116,7 +120,7 @@ impl Containers {
         }
         let never_ran = record.state.status == Status::Created;
         if record.auto_remove() && !never_ran {
-            if let Err(error) = super::remove::erase(shared, &record).await {
+            if let Err(error) = super::remove::erase(shared, &record, true).await {
                 tracing::error!(id = %record.id, %error, "remove");
             } else {
                 shared.event(&record, "destroy", &[]);
@@ -178,6 +182,11 @@ impl Containers {
             let owner = name.split('.').next().unwrap_or_default();
             if !short.contains(owner) {
                 let _ = std::fs::remove_file(exec_root.join("s").join(&name));
+            }
+        }
+        for name in names_in(exec_root) {
+            if name.starts_with("populate-") {
+                let _ = std::fs::remove_dir(exec_root.join(name));
             }
         }
         let containers = shared.config.data_root.join("containers");

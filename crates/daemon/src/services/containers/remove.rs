@@ -8,7 +8,9 @@ use crate::error::{ApiError, ApiResult};
 
 /// Erases a container: row first, so that a crash leaves a directory that the next start
 /// sweeps and no container without one.
-pub(super) async fn erase(shared: &Arc<Shared>, record: &Record) -> ApiResult<()> {
+///
+/// With `volumes`, those volumes go too that nobody named and nobody else uses.
+pub(super) async fn erase(shared: &Arc<Shared>, record: &Record, volumes: bool) -> ApiResult<()> {
     shared
         .store
         .delete_container(record.id.clone())
@@ -25,6 +27,7 @@ pub(super) async fn erase(shared: &Arc<Shared>, record: &Record) -> ApiResult<()
         Ok(_) => {}
     }
     shared.forget_execs_of(&record.id);
+    super::mounts::forget(shared, record, volumes).await;
     let mut index = shared.index();
     index.by_id.remove(&record.id);
     index.names.remove(&record.name);
