@@ -29,4 +29,7 @@ pub use model::{
     LoadedImage, LoadedReference, Platform, Progress, Removal, RemovalReport,
 };
 pub use reference::{Reference, ReferenceError};
-pub use store::{AddedImage, ImageStore, Ingest, NewImage};
+pub use store::{
+    AddedImage, AnnouncedLayer, ImageContent, ImageStore, Ingest, LayerBytes, LayerContent,
+    LayerForm, LayerSource, Lease, NewImage, ReceivedLayer,
+};

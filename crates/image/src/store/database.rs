@@ -45,6 +45,21 @@ CREATE INDEX names_by_image ON names(image);
 PRAGMA user_version = 1;
 ";
 
+/// Which blob a layer is in a registry's repository: learnt by pulls and pushes, so that a push
+/// can ask for it instead of sending it. Only ever a hint.
+const LAYER_SOURCES: &str = "
+CREATE TABLE IF NOT EXISTS layer_sources (
+    diff_id TEXT NOT NULL REFERENCES layers(diff_id) ON DELETE CASCADE,
+    blob TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    -- Registry and path: docker.io/library/busybox.
+    repository TEXT NOT NULL,
+    PRIMARY KEY (diff_id, repository)
+) STRICT, WITHOUT ROWID;
+";
+/// Most of them for one layer; docker keeps as many.
+const MAX_SOURCES: i64 = 50;
+
 /// A layer as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LayerRow {
@@ -80,6 +95,7 @@ pub(crate) fn open(path: &Path) -> Result<Connection> {
             )));
         }
     }
+    connection.execute_batch(LAYER_SOURCES)?;
     Ok(connection)
 }
 
@@ -331,4 +347,58 @@ pub(crate) fn remove_layer(transaction: &Transaction<'_>, diff_id: &Digest) -> R
         .prepare_cached("DELETE FROM layers WHERE diff_id = ?1")?
         .execute([diff_id.to_string()])?;
     Ok(())
+}
+
+/// A layer's blob in a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSource {
+    /// Digest of the bytes as the registry has them.
+    pub blob: Digest,
+    /// How many they are.
+    pub size: u64,
+    /// Registry and path: `docker.io/library/busybox`.
+    pub repository: String,
+}
+
+/// Remembers a source of a layer, if the layer is there.
+pub(crate) fn insert_source(
+    connection: &Connection,
+    diff_id: &Digest,
+    source: &LayerSource,
+) -> Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO layer_sources SELECT ?1, ?2, ?3, ?4 \
+             WHERE EXISTS (SELECT 1 FROM layers WHERE diff_id = ?1) \
+             AND (SELECT count(*) FROM layer_sources WHERE diff_id = ?1) < ?5",
+        )?
+        .execute(params![
+            diff_id.to_string(),
+            source.blob.to_string(),
+            integer(source.size),
+            source.repository,
+            MAX_SOURCES,
+        ])?;
+    Ok(())
+}
+
+pub(crate) fn sources(connection: &Connection, diff_id: &Digest) -> Result<Vec<LayerSource>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT blob, size, repository FROM layer_sources WHERE diff_id = ?1 ORDER BY repository",
+    )?;
+    let rows: rusqlite::Result<Vec<(String, i64, String)>> = statement
+        .query_map([diff_id.to_string()], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?
+        .collect();
+    rows?
+        .into_iter()
+        .map(|(blob, size, repository)| {
+            Ok(LayerSource {
+                blob: digest(&blob)?,
+                size: count(size)?,
+                repository,
+            })
+        })
+        .collect()
 }

@@ -38,14 +38,61 @@ pub struct AddedImage {
     pub replaced: Vec<Option<ImageId>>,
 }
 
-struct StagedFile {
-    temporary: TempPath,
-    name: StoredFile,
+pub(crate) struct StagedFile {
+    pub(crate) temporary: TempPath,
+    pub(crate) name: StoredFile,
 }
 
-struct StagedLayer {
-    row: LayerRow,
-    files: [StagedFile; 2],
+/// A converted layer in temporary files.
+pub(crate) struct StagedLayer {
+    pub(crate) row: LayerRow,
+    pub(crate) files: [StagedFile; 2],
+}
+
+impl StagedLayer {
+    fn new(layer: &ConvertedLayer, blob: Option<Digest>, image: TempPath, tar: TempPath) -> Self {
+        let row = LayerRow {
+            diff_id: layer.diff_id,
+            tar_bytes: layer.tar_bytes,
+            content_bytes: layer.content_bytes,
+            image_bytes: layer.image_bytes,
+            blob,
+        };
+        let image = StagedFile {
+            temporary: image,
+            name: StoredFile::LayerImage(row.diff_id),
+        };
+        let tar = StagedFile {
+            temporary: tar,
+            name: row.tar_file(),
+        };
+        Self {
+            row,
+            files: [image, tar],
+        }
+    }
+}
+
+/// Converts a layer into temporary files of the store.
+pub(crate) fn receive(files: &StoreFiles, source: &mut (dyn Read + Send)) -> Result<StagedLayer> {
+    let image = files.temporary()?;
+    let tar = files.temporary()?;
+    let clone = tar
+        .as_file()
+        .try_clone()
+        .map_err(storage("open", tar.path()))?;
+    let mut kept = KeptTar {
+        file: clone,
+        received: None,
+    };
+    let layer = convert_layer_keeping(source, image.as_file(), Kept::Tar(&mut kept))?;
+    let blob = kept.received.map(|(digest, _)| digest);
+    Ok(StagedLayer::new(
+        &layer,
+        blob,
+        image.into_temp_path(),
+        tar.into_temp_path(),
+    ))
 }
 
 /// See the module's documentation. Also for callers that fetch or make layers themselves.
@@ -74,7 +121,7 @@ impl<'s> Ingest<'s> {
         if database::layer(&state.connection, diff_id)?.is_none() {
             return Ok(false);
         }
-        *state.pins.entry(*diff_id).or_default() += 1;
+        state.pin(*diff_id);
         self.pinned.push(*diff_id);
         Ok(true)
     }
@@ -88,22 +135,11 @@ impl<'s> Ingest<'s> {
         source: &mut (dyn Read + Send),
         expected: Option<Digest>,
     ) -> Result<Digest> {
-        let files = &self.store.files;
-        let image = files.temporary()?;
-        let tar = files.temporary()?;
-        let clone = tar
-            .as_file()
-            .try_clone()
-            .map_err(storage("open", tar.path()))?;
-        let mut kept = KeptTar {
-            file: clone,
-            received: None,
-        };
-        let layer = convert_layer_keeping(source, image.as_file(), Kept::Tar(&mut kept))?;
-        check_digest("layer", layer.diff_id, expected)?;
-        let blob = kept.received.map(|(digest, _)| digest);
-        self.stage(&layer, blob, image.into_temp_path(), tar.into_temp_path());
-        Ok(layer.diff_id)
+        let layer = receive(&self.store.files, source)?;
+        let diff_id = layer.row.diff_id;
+        check_digest("layer", diff_id, expected)?;
+        self.layers.insert(diff_id, layer);
+        Ok(diff_id)
     }
 
     /// Converts a compressed layer that is in a temporary file of the store, and keeps that
@@ -118,39 +154,9 @@ impl<'s> Ingest<'s> {
         let image = self.store.files.temporary()?;
         let layer = convert_layer_keeping(source, image.as_file(), Kept::Nothing)?;
         check_digest("layer", layer.diff_id, Some(expected))?;
-        self.stage(&layer, Some(blob), image.into_temp_path(), received);
+        let staged = StagedLayer::new(&layer, Some(blob), image.into_temp_path(), received);
+        self.layers.insert(layer.diff_id, staged);
         Ok(())
-    }
-
-    fn stage(
-        &mut self,
-        layer: &ConvertedLayer,
-        blob: Option<Digest>,
-        image: TempPath,
-        tar: TempPath,
-    ) {
-        let row = LayerRow {
-            diff_id: layer.diff_id,
-            tar_bytes: layer.tar_bytes,
-            content_bytes: layer.content_bytes,
-            image_bytes: layer.image_bytes,
-            blob,
-        };
-        let image = StagedFile {
-            temporary: image,
-            name: StoredFile::LayerImage(row.diff_id),
-        };
-        let tar = StagedFile {
-            temporary: tar,
-            name: row.tar_file(),
-        };
-        self.layers.insert(
-            row.diff_id,
-            StagedLayer {
-                row,
-                files: [image, tar],
-            },
-        );
     }
 
     /// Adds the images with their names, all or none.
@@ -197,21 +203,7 @@ impl<'s> Ingest<'s> {
 
 impl Drop for Ingest<'_> {
     fn drop(&mut self) {
-        if self.pinned.is_empty() {
-            return;
-        }
-        let mut state = self.store.state();
-        for diff_id in &self.pinned {
-            if let Some(count) = state.pins.get_mut(diff_id) {
-                *count -= 1;
-                if *count == 0 {
-                    state.pins.remove(diff_id);
-                }
-            }
-        }
-        if let Err(error) = self.store.collect_unused(&mut state) {
-            tracing::warn!(error = %error.full_message(), "unused layers stay until the next start");
-        }
+        self.store.release(&self.pinned);
     }
 }
 

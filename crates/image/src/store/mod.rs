@@ -15,8 +15,10 @@
 //! third more.
 
 mod database;
+mod export;
 mod files;
 mod ingest;
+mod lease;
 mod query;
 mod remove;
 
@@ -28,9 +30,12 @@ use rusqlite::Connection;
 
 use crate::digest::Digest;
 use crate::error::Result;
+pub use database::LayerSource;
+pub use export::{ImageContent, LayerBytes, LayerContent, LayerForm};
 pub(crate) use files::storage;
 use files::{StoreFiles, StoredFile};
 pub use ingest::{AddedImage, Ingest, NewImage};
+pub use lease::{AnnouncedLayer, Lease, ReceivedLayer};
 
 /// The images of one data root. All methods block; see the crate's documentation.
 #[derive(Debug)]
@@ -44,8 +49,14 @@ pub struct ImageStore {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) connection: Connection,
-    /// Layers that an unfinished [`Ingest`] counts on, and how many of these there are.
+    /// Layers that an unfinished [`Ingest`] or a [`Lease`] counts on, and how many do.
     pub(crate) pins: HashMap<Digest, usize>,
+}
+
+impl State {
+    pub(crate) fn pin(&mut self, diff_id: Digest) {
+        *self.pins.entry(diff_id).or_default() += 1;
+    }
 }
 
 impl ImageStore {
@@ -72,6 +83,25 @@ impl ImageStore {
     /// make layers.
     pub fn ingest(&self) -> Ingest<'_> {
         Ingest::new(self)
+    }
+
+    /// Lets go of pinned layers, and removes those that no image got.
+    pub(crate) fn release(&self, pinned: &[Digest]) {
+        if pinned.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        for diff_id in pinned {
+            if let Some(count) = state.pins.get_mut(diff_id) {
+                *count -= 1;
+                if *count == 0 {
+                    state.pins.remove(diff_id);
+                }
+            }
+        }
+        if let Err(error) = self.collect_unused(&mut state) {
+            tracing::warn!(error = %error.full_message(), "unused layers stay until the next start");
+        }
     }
 
     fn sweep(&self) -> Result<()> {
