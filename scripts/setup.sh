@@ -33,6 +33,9 @@ if [ "${1:-build}" != build ]; then
     need /usr/sbin/ip iproute2
     need /usr/bin/zstd zstd
     need /usr/bin/jq jq
+    need /usr/bin/skopeo skopeo
+    need /usr/bin/docker-registry docker-registry
+    need /usr/bin/openssl openssl
 fi
 # Any docker client will do; Debian's is in docker.io, beside an engine that nobody starts here.
 command -v docker >/dev/null || missing="$missing docker.io"
@@ -56,6 +59,11 @@ if [ -n "$missing" ]; then
     case "$missing" in *docker.io*)
         if [ -d /run/systemd/system ]; then
             systemctl disable --quiet docker.service docker.socket containerd.service || true
+        fi ;;
+    esac
+    case "$missing" in *docker-registry*)
+        if [ -d /run/systemd/system ]; then
+            systemctl disable --quiet docker-registry.service || true
         fi ;;
     esac
 fi

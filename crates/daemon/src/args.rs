@@ -60,6 +60,38 @@ pub struct DaemonArgs {
     /// Default log option KEY=VALUE
     #[arg(long = "log-opt", value_name = "KEY=VALUE")]
     pub log_opts: Vec<String>,
+    /// Registry that is asked before Docker Hub; may be given several times
+    #[arg(long = "registry-mirror", value_name = "URL")]
+    pub registry_mirrors: Vec<String>,
+    /// Registry, HOST[:PORT] or CIDR, that may do without TLS or a good certificate; may be
+    /// given several times. Loopback always may
+    #[arg(long = "insecure-registry", value_name = "REGISTRY")]
+    pub insecure_registries: Vec<String>,
+    /// Directory with <HOST[:PORT]>/*.crt, *.cert and *.key for registries
+    #[arg(
+        long = "registry-certs-dir",
+        value_name = "DIR",
+        default_value = "/etc/docker/certs.d"
+    )]
+    pub registry_certs_dir: PathBuf,
+    /// Layers that are fetched at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    pub max_concurrent_downloads: usize,
+    /// Layers that are sent at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 5)]
+    pub max_concurrent_uploads: usize,
+    /// How often the download of a layer is tried
+    #[arg(long, value_name = "COUNT", default_value_t = 5)]
+    pub max_download_attempts: u32,
+    /// Proxy for http registries (default $HTTP_PROXY)
+    #[arg(long, value_name = "URL")]
+    pub http_proxy: Option<String>,
+    /// Proxy for https registries (default $HTTPS_PROXY)
+    #[arg(long, value_name = "URL")]
+    pub https_proxy: Option<String>,
+    /// Comma-separated hosts that are reached without a proxy (default $NO_PROXY)
+    #[arg(long, value_name = "HOSTS")]
+    pub no_proxy: Option<String>,
     /// Seconds that requests in flight get when the daemon shuts down
     #[arg(long, value_name = "SECONDS", default_value_t = 15)]
     pub shutdown_timeout: u64,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bulkhead_isolation::{VmEngine, VmSettings};
+use bulkhead_registry::{RegistryError, Settings as RegistrySettings};
 use bulkhead_task::options::{IsolationKind, UnknownIsolation};
 
 use crate::args::DaemonArgs;
@@ -46,6 +47,8 @@ pub struct Config {
     pub log_driver: String,
     /// Default log options.
     pub log_opts: BTreeMap<String, String>,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
     /// Seconds for requests in flight at shutdown.
     pub shutdown_timeout: u64,
 }
@@ -84,6 +87,9 @@ pub enum ConfigError {
     /// A group that doesn't exist.
     #[error("group '{0}' not found in /etc/group")]
     Group(String),
+    /// A mirror or an insecure registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A path that must be absolute could not be made so.
     #[error("cannot make '{path}' absolute")]
     Path {
@@ -161,6 +167,7 @@ impl Config {
             labels: args.labels.clone(),
             log_driver: args.log_driver.clone(),
             log_opts,
+            registries: registries(args)?,
             shutdown_timeout: args.shutdown_timeout,
         })
     }
@@ -169,6 +176,27 @@ impl Config {
     pub fn container_dir(&self, id: &str) -> PathBuf {
         self.data_root.join("containers").join(id)
     }
+}
+
+fn registries(args: &DaemonArgs) -> Result<RegistrySettings, ConfigError> {
+    let mirrors = args.registry_mirrors.iter();
+    let insecure = args.insecure_registries.iter();
+    Ok(RegistrySettings {
+        mirrors: mirrors
+            .map(|text| RegistrySettings::mirror(text))
+            .collect::<Result<_, _>>()?,
+        insecure: insecure
+            .map(|text| RegistrySettings::insecure_registry(text))
+            .collect::<Result<_, _>>()?,
+        certificates: absolute(&args.registry_certs_dir)?,
+        http_proxy: args.http_proxy.clone(),
+        https_proxy: args.https_proxy.clone(),
+        no_proxy: args.no_proxy.clone(),
+        downloads: args.max_concurrent_downloads,
+        uploads: args.max_concurrent_uploads,
+        attempts: args.max_download_attempts,
+        ..RegistrySettings::default()
+    })
 }
 
 fn socket_path(host: &str) -> Result<PathBuf, ConfigError> {

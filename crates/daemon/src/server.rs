@@ -12,6 +12,7 @@ use std::sync::Arc;
 use axum::Router;
 use bulkhead_image::{ImageError, ImageStore};
 use bulkhead_network::NetworkNamespaceError;
+use bulkhead_registry::Registry;
 use clap::Parser;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -156,6 +157,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
     let state: AppState = Arc::new(Daemon {
         store,
         containers: containers.clone(),
+        registry: Arc::new(Registry::new(
+            Arc::clone(&image_store),
+            config.registries.clone(),
+        )),
         images: Images::new(image_store, events.clone()),
         volumes,
         system: System::new(&config),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bulkhead_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -32,6 +33,8 @@ pub struct Daemon {
     pub images: Images,
     /// Volumes.
     pub volumes: Volumes,
+    /// Where images come from and go to.
+    pub registry: Arc<Registry>,
     /// What `info` and `version` tell about host and daemon.
     pub system: System,
 }

@@ -4,6 +4,7 @@
 //! API is one wildcard, and what comes last in it says what is wanted.
 
 mod filter;
+pub(crate) mod registry;
 mod transfer;
 
 pub(crate) use transfer::host_architecture;
@@ -11,7 +12,7 @@ pub(crate) use transfer::host_architecture;
 use std::collections::BTreeMap;
 
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
@@ -37,8 +38,10 @@ pub fn router() -> Router<AppState> {
         .route("/images/create", post(transfer::create))
         .route("/images/get", get(transfer::save))
         .route("/images/prune", post(prune))
-        .route("/images/search", get(search))
+        .route("/images/search", get(registry::search))
         .route("/build/prune", post(prune_build_cache))
+        .route("/auth", post(registry::login))
+        .route("/distribution/{*rest}", get(registry::describe))
         .route(
             "/images/{*rest}",
             get(get_one).post(post_one).delete(delete_one),
@@ -145,6 +148,7 @@ async fn post_one(
     State(state): State<AppState>,
     Path(rest): Path<String>,
     params: Params,
+    headers: HeaderMap,
 ) -> ApiResult<Response> {
     match split_verb(&rest) {
         Some((name, "tag")) => {
@@ -157,12 +161,7 @@ async fn post_one(
                 .await?;
             Ok(StatusCode::CREATED.into_response())
         }
-        Some((name, "push")) => {
-            state.images.resolve(name).await?;
-            Err(ApiError::not_implemented(
-                "pushing images to a registry is not available in this version of bulkhead yet",
-            ))
-        }
+        Some((name, "push")) => registry::push(&state, name, params.get("tag"), &headers).await,
         _ => Err(ApiError::not_found("page not found")),
     }
 }
@@ -245,12 +244,6 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
 
 async fn prune_build_cache() -> Json<Value> {
     Json(json!({ "CachesDeleted": Value::Null, "SpaceReclaimed": 0 }))
-}
-
-async fn search() -> ApiError {
-    ApiError::not_implemented(
-        "searching registries is not available in this version of bulkhead yet",
-    )
 }
 
 fn inspect(detail: &ImageDetail, version: ApiVersion) -> Value {

@@ -180,6 +180,17 @@ impl Images {
         Ok(loaded)
     }
 
+    /// Publishes that an image was pulled or pushed; docker names it instead of giving its ID.
+    pub(crate) fn publish_transfer(&self, action: &str, id: &ImageId, reference: &Reference) {
+        let detail = self.store.inspect(id).ok();
+        let mut attributes: BTreeMap<String, String> = detail
+            .and_then(|detail| detail.summary.config.labels)
+            .unwrap_or_default();
+        attributes.insert("name".to_owned(), reference.familiar_name());
+        self.events
+            .publish("image", action, &reference.familiar(), attributes);
+    }
+
     /// Publishes an event of an image; its labels are known to the store only, and are left
     /// out where the image is gone.
     fn publish(&self, action: &str, id: &str, name: &str) {

@@ -1,4 +1,4 @@
-//! Images in and out: load, import, pull (which is not there yet), save.
+//! Images in and out: load, import, save; pull begins here.
 //!
 //! Answers to uploads are streams of JSON lines that begin while the upload still runs. An
 //! upload that fails before the first line is due is answered with a status; later the error
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bulkhead_image::{ImageError, ImportOptions, LoadedImage, Platform, Progress};
 use bytes::Bytes;
@@ -64,10 +64,12 @@ fn loaded_lines(image: &LoadedImage) -> Vec<Value> {
 pub(super) async fn create(
     State(state): State<AppState>,
     params: Params,
+    headers: HeaderMap,
     body: Body,
 ) -> ApiResult<Response> {
     if let Some(image) = params.get("fromImage") {
-        return Err(pull(image, params.get("tag")));
+        let platform = params.get("platform").map(platform).transpose()?;
+        return super::registry::pull(&state, image, params.get("tag"), platform, &headers).await;
     }
     match params.get("fromSrc") {
         Some("-") => {}
@@ -99,23 +101,6 @@ pub(super) async fn create(
         Ok(vec![json!({ "status": id.to_string() })])
     })
     .await
-}
-
-/// What a pull is answered. `docker run` asks for one after it was told that an image is not
-/// there, and shows this behind "Unable to find image … locally".
-fn pull(image: &str, tag: Option<&str>) -> ApiError {
-    let reference = match tag {
-        Some(tag) if tag.contains(':') => format!("{image}@{tag}"),
-        Some(tag) => format!("{image}:{tag}"),
-        None => image.to_owned(),
-    };
-    match images::reference(image, None) {
-        Err(error) => error,
-        Ok(_) => ApiError::not_implemented(format!(
-            "cannot pull {reference}: pulling from a registry is not available in this version of \
-             bulkhead yet; bring the image in with 'docker load' or 'docker import'"
-        )),
-    }
 }
 
 /// `os[/architecture[/variant]]`.
@@ -189,7 +174,7 @@ impl Lines {
 }
 
 /// A line as Go's encoder ends it.
-fn encode(line: &Value) -> Bytes {
+pub(super) fn encode(line: &Value) -> Bytes {
     Bytes::from(format!("{line}\r\n"))
 }
 
@@ -244,7 +229,7 @@ fn joined(lines: &[Value]) -> Bytes {
         .into()
 }
 
-fn stream_response(body: Body) -> Response {
+pub(super) fn stream_response(body: Body) -> Response {
     (
         [(
             header::CONTENT_TYPE,
@@ -326,13 +311,5 @@ mod tests {
         for bad in ["", "linux/", "a/b/c/d", "linux/ar m"] {
             assert!(platform(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_pull_names_the_image_and_the_way_out() {
-        let error = pull("nosuch", Some("1"));
-        assert_eq!(error.status, 501);
-        assert!(error.message.contains("nosuch:1") && error.message.contains("docker load"));
-        assert_eq!(pull("NoSuch", None).status, 400);
     }
 }

@@ -12,11 +12,9 @@ use crate::state::AppState;
 
 pub(super) fn router() -> Router<AppState> {
     let mut router = Router::new()
-        .route("/auth", post(auth))
         .route("/build", post(build))
         .route("/session", post(session))
         .route("/grpc", post(session))
-        .route("/distribution/{*name}", get(distribution))
         .route("/plugins", get(nothing));
     for path in [
         "/swarm",
@@ -33,12 +31,6 @@ pub(super) fn router() -> Router<AppState> {
     router
 }
 
-async fn auth() -> ApiError {
-    ApiError::not_implemented(
-        "logging in to a registry is not available in this version of bulkhead yet",
-    )
-}
-
 /// The whole context is read first: clients look at the answer only when they have sent it.
 async fn build(body: Body) -> ApiError {
     let mut stream = body.into_data_stream();
@@ -51,12 +43,6 @@ async fn build(body: Body) -> ApiError {
 
 async fn session() -> ApiError {
     ApiError::not_implemented("BuildKit is not available in this version of bulkhead yet")
-}
-
-async fn distribution() -> ApiError {
-    ApiError::not_implemented(
-        "asking a registry about an image is not available in this version of bulkhead yet",
-    )
 }
 
 async fn nothing() -> Json<Value> {
