@@ -287,16 +287,17 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_machine_has_no_serial_port_and_a_talkative_one_has() {
+    fn a_quiet_machine_speaks_until_its_console_is_there_and_a_talkative_one_on() {
         let quiet = line(&config());
-        assert!(quiet.contains("isa-serial=off") && quiet.contains(" quiet "));
+        assert!(quiet.contains("mux=on -serial chardev:words"));
+        assert!(quiet.contains(" quiet earlyprintk="));
         let loud = line(&MachineConfig {
             console: Console::File {
                 path: "/a,b".into(),
             },
             ..config()
         });
-        assert!(loud.contains("isa-serial=on") && loud.contains("path=/a,,b"));
+        assert!(loud.contains("console=ttyS0") && loud.contains("path=/a,,b"));
     }
 
     #[test]

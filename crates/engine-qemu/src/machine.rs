@@ -393,6 +393,32 @@ fn panic_message(console: &str) -> Option<&str> {
         .map(str::trim)
 }
 
+/// What led to a panic that was no decision of the kernel's: the fault and where it was.
+fn panic_cause(console: &str) -> String {
+    /// Words with which the kernel begins to report a fault, `arch/x86/kernel/traps.c` and
+    /// `arch/x86/mm/fault.c`, and the place that it tells after.
+    const SIGNS: [&str; 5] = [
+        "BUG: ",
+        "Oops: ",
+        "general protection fault",
+        "kernel BUG",
+        "RIP: ",
+    ];
+    let facts: Vec<&str> = console
+        .lines()
+        .filter_map(|line| {
+            let at = SIGNS.iter().filter_map(|sign| line.find(sign)).min()?;
+            line.get(at..).map(str::trim)
+        })
+        .take(SIGNS.len())
+        .collect();
+    if facts.is_empty() {
+        return String::new();
+    }
+    let facts: String = facts.join("; ").chars().take(QUOTED).collect();
+    format!(" ({facts})")
+}
+
 fn classify(
     killed: bool,
     shutdown: Option<&str>,
@@ -410,8 +436,10 @@ fn classify(
             ExitReason::GuestPanic,
             match panic_message(console) {
                 Some(message) => {
+                    tracing::warn!(console, "the guest's kernel panicked");
                     let message: String = message.chars().take(QUOTED).collect();
-                    format!("the guest's kernel panicked: {message}")
+                    let cause = panic_cause(console);
+                    format!("the guest's kernel panicked: {message}{cause}")
                 }
                 None => match said(console) {
                     words if words.is_empty() => {
@@ -465,6 +493,19 @@ mod tests {
         assert_eq!(reason(true, None, 9), ExitReason::Killed);
         assert_eq!(reason(false, None, 9), ExitReason::EngineKilled);
         assert_eq!(reason(false, None, 1 << 8), ExitReason::EngineFailed);
+    }
+
+    #[test]
+    fn the_cause_is_quoted_too() {
+        let console = "[ 0.5] BUG: unable to handle page fault for address: ffffffff\n\
+                       [ 0.5] Code: 90\n[ 0.5] RIP: 0010:here+0x1/0x2\n\
+                       [ 0.6] Kernel panic - not syncing: Fatal exception in interrupt\n";
+        let exit = classify(false, Some("guest-reset"), status(0), "", console);
+        assert_eq!(
+            exit.detail,
+            "the guest's kernel panicked: not syncing: Fatal exception in interrupt (BUG: \
+             unable to handle page fault for address: ffffffff; RIP: 0010:here+0x1/0x2)"
+        );
     }
 
     #[test]

@@ -369,13 +369,7 @@ impl Running {
     #[track_caller]
     pub fn expect(&mut self, words: &str) -> String {
         let from = self.seen;
-        let found = self.out.wait(self.limit, |bytes| {
-            let rest = bytes.get(from..)?;
-            rest.windows(words.len())
-                .position(|window| window == words.as_bytes())
-                .map(|at| from + at + words.len())
-        });
-        let Some(end) = found else {
+        let Some(end) = self.find(words, self.limit) else {
             panic!(
                 "{words:?} never came from `{}`; it printed\n--- stdout\n{}\n--- stderr\n{}\n---",
                 self.what,
@@ -385,6 +379,22 @@ impl Running {
         };
         self.seen = end;
         String::from_utf8_lossy(&self.out.snapshot()[from..end]).into_owned()
+    }
+
+    /// Whether the words show up within the time; the next call looks from the same place.
+    pub fn prints_within(&mut self, words: &str, limit: Duration) -> bool {
+        self.find(words, limit).is_some()
+    }
+
+    /// Where they end.
+    fn find(&mut self, words: &str, limit: Duration) -> Option<usize> {
+        let from = self.seen;
+        self.out.wait(limit, |bytes| {
+            let rest = bytes.get(from..)?;
+            rest.windows(words.len())
+                .position(|window| window == words.as_bytes())
+                .map(|at| from + at + words.len())
+        })
     }
 
     /// Changes the size of its terminal.
