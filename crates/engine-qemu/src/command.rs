@@ -111,7 +111,9 @@ pub(crate) fn arguments(
             out.pair("-cpu", "host");
         }
         Accelerator::Tcg => {
-            out.pair("-accel", "tcg,thread=multi");
+            // One thread for all vCPUs: with one each, a CPU can go on running code that
+            // another one has patched (docs/adr/0021-one-thread-for-emulated-cpus.md).
+            out.pair("-accel", "tcg,thread=single");
             out.pair("-cpu", "max");
         }
     }
