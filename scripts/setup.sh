@@ -24,6 +24,7 @@ need /usr/bin/pkg-config pkg-config
 need /usr/bin/make make
 need /usr/bin/qemu-system-x86_64 qemu-system-x86
 need /usr/sbin/mkfs.ext4 e2fsprogs
+need /usr/sbin/nft nftables
 need /usr/bin/busybox busybox-static
 need /usr/bin/dpkg-deb dpkg
 need /usr/bin/pgrep procps

@@ -26,6 +26,7 @@ use crate::events::EventBus;
 use crate::lifetime::{DataRootLock, LifetimeError, Pidfile, make_private_dir};
 use crate::services::containers::Containers;
 use crate::services::images::Images;
+use crate::services::networks::Networks;
 use crate::services::system::System;
 use crate::services::volumes::Volumes;
 use crate::state::{AppState, Daemon};
@@ -49,6 +50,9 @@ pub enum ServerError {
     /// Network namespaces.
     #[error("network namespaces")]
     Namespaces(#[from] NetworkNamespaceError),
+    /// The networks of an earlier daemon.
+    #[error("networks")]
+    Networks(#[source] ApiError),
     /// The containers and volumes of an earlier daemon.
     #[error("containers and volumes")]
     Recovery(#[source] ApiError),
@@ -146,12 +150,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
     let image_store = open_images(&config.data_root).await?;
     let volumes = Volumes::new(&config, store.clone(), events.clone());
     volumes.recover().await.map_err(ServerError::Recovery)?;
+    let networks = Networks::open(&config, store.clone(), events.clone())
+        .await
+        .map_err(ServerError::Networks)?;
     let containers = Containers::new(
         Arc::clone(&config),
         store.clone(),
         events.clone(),
         Arc::clone(&image_store),
         volumes.clone(),
+        networks.clone(),
     )?;
     containers.recover().await.map_err(ServerError::Recovery)?;
     let state: AppState = Arc::new(Daemon {
@@ -161,6 +169,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
             Arc::clone(&image_store),
             config.registries.clone(),
         )),
+        networks,
         images: Images::new(image_store, events.clone()),
         volumes,
         system: System::new(&config),

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::events::EventBus;
 use crate::services::containers::Containers;
 use crate::services::images::Images;
+use crate::services::networks::Networks;
 use crate::services::system::System;
 use crate::services::volumes::Volumes;
 use crate::store::Store;
@@ -29,6 +30,8 @@ pub struct Daemon {
     pub events: EventBus,
     /// Containers.
     pub containers: Containers,
+    /// Networks.
+    pub networks: Networks,
     /// Images.
     pub images: Images,
     /// Volumes.

@@ -1,5 +1,6 @@
 //! What survives the daemon: one SQLite database (`state.db` in the data root, WAL,
-//! `synchronous=FULL`: a commit is on disk when the call returns) with one row per container.
+//! `synchronous=FULL`: a commit is on disk when the call returns) with one row per container,
+//! network and volume.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,6 +70,11 @@ impl Store {
         connection
             .execute_batch(&format!(
                 "CREATE TABLE IF NOT EXISTS containers (
+                     id TEXT PRIMARY KEY,
+                     name TEXT NOT NULL UNIQUE,
+                     record TEXT NOT NULL
+                 ) WITHOUT ROWID;
+                 CREATE TABLE IF NOT EXISTS networks (
                      id TEXT PRIMARY KEY,
                      name TEXT NOT NULL UNIQUE,
                      record TEXT NOT NULL
@@ -189,6 +195,56 @@ impl Store {
             connection
                 .prepare_cached("DELETE FROM volumes WHERE name = ?1")?
                 .execute(params![name])
+                .map(|_| ())
+        })
+        .await
+    }
+
+    /// Every network: ID and record.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn networks(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.with(|connection| {
+            connection
+                .prepare("SELECT id, record FROM networks")?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })
+        .await
+    }
+
+    /// Writes a network's record, the old one is replaced.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn put_network(
+        &self,
+        id: String,
+        name: String,
+        record: String,
+    ) -> Result<(), StoreError> {
+        self.with(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO networks (id, name, record) VALUES (?1, ?2, ?3)
+                     ON CONFLICT (id) DO UPDATE SET name = ?2, record = ?3",
+                )?
+                .execute(params![id, name, record])
+                .map(|_| ())
+        })
+        .await
+    }
+
+    /// Forgets a network.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn delete_network(&self, id: String) -> Result<(), StoreError> {
+        self.with(move |connection| {
+            connection
+                .prepare_cached("DELETE FROM networks WHERE id = ?1")?
+                .execute(params![id])
                 .map(|_| ())
         })
         .await

@@ -6,11 +6,22 @@
 //! namespace. Copies of those mounts in the namespaces of supervisors go when the file is
 //! unlinked: the kernel detaches what is mounted on a name that goes away.
 //!
+//! Beside them: bridges and veth pairs ([`link`]), addresses ([`addresses`]), the daemon's
+//! nftables table ([`firewall`]),
+//! ports of the host ([`ports`]) and what carries their data where the kernel cannot ([`proxy`]).
+//!
 //! This crate knows no container and no API.
 
+pub mod addresses;
+pub mod firewall;
+pub mod link;
 mod loopback;
 mod namespace;
+mod netlink;
+pub mod ports;
+pub mod proxy;
 
 pub use namespace::{
     NetworkNamespace, NetworkNamespaceError, prepare_directory, release_directory, remove, sweep,
+    within,
 };

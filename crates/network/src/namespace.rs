@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -106,6 +107,29 @@ fn enter(target: &Path) -> io::Result<()> {
     loopback::up()?;
     mount_bind("/proc/thread-self/ns/net", target)?;
     Ok(())
+}
+
+/// Runs something on a thread that is in the namespace at `path`, and waits for it. Sockets
+/// that it makes stay in that namespace wherever they are used.
+///
+/// # Errors
+/// That the namespace is not there, and what `work` says.
+pub fn within<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let namespace = fs::File::open(path)?;
+    thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(move || {
+            rustix::thread::move_into_link_name_space(
+                namespace.as_fd(),
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )?;
+            work()
+        })?
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 /// Makes the directory and the private mount on it. What an earlier daemon left of either is

@@ -10,8 +10,6 @@ use oci_spec::OciSpecError;
 pub enum InvalidKind {
     /// The request is wrong as it stands (HTTP 400).
     Parameter,
-    /// It names something that does not exist (HTTP 404).
-    NotFound,
     /// It asks for something that this engine cannot do yet (HTTP 501).
     NotYet,
 }
@@ -48,9 +46,6 @@ pub enum Invalid {
         /// Its value.
         value: String,
     },
-    /// A network that does not exist.
-    #[error("network {0} not found")]
-    NetworkNotFound(String),
     /// A capability that does not exist.
     #[error("invalid {option}: unknown capability: \"{name}\"")]
     Capability {
@@ -140,7 +135,6 @@ impl Invalid {
     /// How to answer it.
     pub fn kind(&self) -> InvalidKind {
         match self {
-            Self::NetworkNotFound(_) => InvalidKind::NotFound,
             Self::NotYet(_) => InvalidKind::NotYet,
             _ => InvalidKind::Parameter,
         }

@@ -44,7 +44,7 @@ pub use mounts::HostMount;
 pub use process::{DEFAULT_PATH, ExecInput, command, exec_process};
 pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY};
 pub use security::SecurityOptions;
-pub use validate::{NETWORKS, apply_defaults, effective_isolation, validate};
+pub use validate::{apply_defaults, effective_isolation, validate};
 
 /// What a specification is made from. `config` is already merged with its image's
 /// ([`merge_image_config`]), `host_config` has its defaults ([`apply_defaults`]) and both have
@@ -62,7 +62,7 @@ pub struct SpecInput<'a> {
     /// Its host configuration.
     pub host_config: &'a HostConfig,
     /// The network namespace to join; process isolation without one gets a fresh, empty one.
-    /// Not used for hyperv, whose worker lives in it.
+    /// For hyperv its interfaces are the machine's.
     pub network_namespace: Option<&'a Path>,
     /// The cgroup, absolute within each hierarchy (`/bulkhead/<id>`).
     pub cgroups_path: &'a Path,
@@ -75,11 +75,9 @@ pub struct SpecInput<'a> {
 /// Makes the specification of a container.
 ///
 /// # Errors
-/// [`SpecError::Invalid`] for what [`validate`] would have refused and for a network that does
-/// not exist, [`SpecError::Device`] for a device of the host that cannot be examined.
+/// [`SpecError::Invalid`] for what [`validate`] would have refused, [`SpecError::Device`] for a device of the host that cannot be examined.
 pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
     let host_config = input.host_config;
-    validate::find_network(host_config)?;
     let security = SecurityOptions::parse(host_config)?;
     let mut annotations: HashMap<String, String> =
         host_config.annotations.clone().unwrap_or_default();

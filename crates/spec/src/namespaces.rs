@@ -43,8 +43,8 @@ pub(crate) fn of(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, SpecError
     for typ in types {
         out.push(LinuxNamespaceBuilder::default().typ(typ).build()?);
     }
-    // In a VM the container uses the guest's own network stack.
-    if input.isolation == IsolationKind::Process && !is_host(host.network_mode.as_deref()) {
+    // A machine takes over the interfaces in it.
+    if !is_host(host.network_mode.as_deref()) {
         let mut network = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network);
         if let Some(path) = input.network_namespace {
             network = network.path(path);

@@ -10,9 +10,6 @@ use crate::{
     process, resources, sysctl,
 };
 
-/// The networks that exist from the start.
-pub const NETWORKS: [&str; 3] = ["bridge", "host", "none"];
-
 /// The isolation that a request means: what it names, or `default` when it names none.
 ///
 /// # Errors
@@ -207,7 +204,6 @@ pub fn validate(
         refuse_host_sharing(host_config)?;
     }
     check_modes(config, host_config)?;
-    check_network(host_config)?;
     resources::check(host_config, isolation, facts)?;
     sysctl::check(host_config, isolation)?;
     mounts::check(config, host_config)?;
@@ -233,16 +229,6 @@ fn warnings(host_config: &HostConfig) -> Vec<String> {
         out.push(
             "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources."
                 .to_owned(),
-        );
-    }
-    let published = host_config.publish_all_ports == Some(true)
-        || host_config
-            .port_bindings
-            .as_ref()
-            .is_some_and(|ports| !ports.is_empty());
-    if published {
-        out.push(
-            "Ports are not published: containers have only a loopback network yet.".to_owned(),
         );
     }
     out
@@ -343,25 +329,6 @@ fn check_modes(config: &ContainerConfig, host_config: &HostConfig) -> Result<(),
     Ok(())
 }
 
-fn check_network(host_config: &HostConfig) -> Result<(), Invalid> {
-    match host_config.network_mode.as_deref() {
-        Some(mode) if mode.starts_with("container:") => Err(Invalid::NotYet(format!(
-            "sharing the network of another container ({mode})"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses a network that does not exist. Docker says so when a container is started, not when
-/// it is created, where clients would take it for a missing image and pull that.
-pub(crate) fn find_network(host_config: &HostConfig) -> Result<(), Invalid> {
-    match host_config.network_mode.as_deref().unwrap_or_default() {
-        "" | "default" => Ok(()),
-        known if NETWORKS.contains(&known) => Ok(()),
-        name => Err(Invalid::NetworkNotFound(name.to_owned())),
-    }
-}
-
 fn check_rest(host_config: &HostConfig) -> Result<(), Invalid> {
     if let Some(runtime) = host_config.runtime.as_deref()
         && !matches!(
@@ -389,11 +356,6 @@ fn check_rest(host_config: &HostConfig) -> Result<(), Invalid> {
         .is_some_and(|o| !o.is_empty())
     {
         return Err(Invalid::StorageOption);
-    }
-    if let Some(link) = host_config.links.iter().flatten().next() {
-        return Err(Invalid::NotYet(format!(
-            "linking containers (--link {link})"
-        )));
     }
     check_restart(host_config)
 }

@@ -9,8 +9,8 @@ use bollard_stubs::models::{
     ContainerConfig, DeviceMapping, HostConfig, HostConfigCgroupnsModeEnum, ResourcesUlimits,
 };
 use bulkhead_spec::{
-    ExecInput, GROUP_ADD_ANNOTATION, HostFacts, InvalidKind, IsolationKind, SpecError, SpecInput,
-    build, exec_process,
+    ExecInput, GROUP_ADD_ANNOTATION, HostFacts, IsolationKind, SpecError, SpecInput, build,
+    exec_process,
 };
 use oci_spec::runtime::{
     Capability, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Spec,
@@ -462,18 +462,4 @@ fn a_process_that_joins() {
         ..input
     };
     assert!(exec_process(&relative).is_err());
-}
-
-#[test]
-fn a_network_that_does_not_exist() {
-    let host = HostConfig {
-        network_mode: Some("nosuch".to_owned()),
-        ..HostConfig::default()
-    };
-    let error = try_make(IsolationKind::Hyperv, &config(), &host).unwrap_err();
-    let SpecError::Invalid(invalid) = error else {
-        panic!("{error}");
-    };
-    assert_eq!(invalid.to_string(), "network nosuch not found");
-    assert_eq!(invalid.kind(), InvalidKind::NotFound);
 }

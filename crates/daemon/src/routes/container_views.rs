@@ -14,6 +14,7 @@ use super::query::{Params, check_filters};
 use super::shapes;
 use crate::error::{ApiError, ApiResult};
 use crate::services::containers::{Handle, Status, View, top};
+use crate::services::networks::model::PublishedPort;
 use crate::state::AppState;
 
 /// The routes.
@@ -237,7 +238,10 @@ impl<'a> Chosen<'a> {
             && self.any("is-task", |value| matches!(value, "false" | "0"))
             && self.any("isolation", |value| value == record.isolation.as_str())
             && self.any("network", |value| {
-                record.host_config.network_mode.as_deref() == Some(value)
+                record.networks.attachments.iter().any(|one| {
+                    one.network == value
+                        || (!one.network_id.is_empty() && one.network_id.starts_with(value))
+                })
             })
             && self.any("expose", |value| {
                 record
@@ -247,10 +251,27 @@ impl<'a> Chosen<'a> {
                     .flatten()
                     .any(|port| port == value || port.strip_suffix("/tcp") == Some(value))
             })
-            // Nothing is published yet.
-            && self.any("publish", |_| false)
+            && self.any("publish", |value| {
+                record
+                    .networks
+                    .sandbox
+                    .iter()
+                    .any(|sandbox| sandbox.ports.iter().any(|port| publishes(port, value)))
+            })
             && self.any("volume", |value| has_volume(view, value))
             && super::query::labels_match(record.config.labels.as_ref(), self.filters)
+    }
+}
+
+/// Whether a filter's `port`, `port/protocol` or range of ports means this one.
+fn publishes(port: &PublishedPort, value: &str) -> bool {
+    let (numbers, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
+    let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+    match (first.parse::<u16>(), last.parse::<u16>()) {
+        (Ok(first), Ok(last)) => {
+            protocol == port.protocol.as_str() && (first..=last).contains(&port.container_port)
+        }
+        _ => false,
     }
 }
 

@@ -6,6 +6,8 @@ pub mod container_streams;
 pub mod container_views;
 pub mod containers;
 pub mod images;
+pub mod network_shapes;
+pub mod networks;
 pub mod query;
 pub mod shapes;
 pub mod stats;
@@ -25,6 +27,7 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .merge(system::router())
         .merge(images::router())
+        .merge(networks::router())
         .merge(containers::router())
         .merge(container_streams::router())
         .merge(container_views::router())

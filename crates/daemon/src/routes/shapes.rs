@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::network_shapes;
 use crate::services::containers::{Containers, Record, Status, View};
 use crate::services::volumes::DRIVER;
 
@@ -125,27 +126,6 @@ fn state(record: &Record) -> Value {
     })
 }
 
-fn networks(record: &Record) -> Value {
-    let mode = record
-        .host_config
-        .network_mode
-        .as_deref()
-        .unwrap_or_default();
-    let name = match mode {
-        "" | "default" => "bridge",
-        mode if mode.starts_with("container:") => return json!({}),
-        mode => mode,
-    };
-    json!({
-        name: {
-            "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "",
-            "DriverOpts": null, "GwPriority": 0, "NetworkID": "", "EndpointID": "",
-            "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "",
-            "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
-        }
-    })
-}
-
 /// Volumes, binds and tmpfs, as `inspect` and `ps` show them.
 fn mounts(record: &Record) -> Vec<Value> {
     let mut out = Vec::new();
@@ -210,14 +190,7 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<u64>) -> Value
     let rest = json!({
         "Mounts": mounts(record),
         "Config": config(&record.config),
-        "NetworkSettings": {
-            "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {},
-            "HairpinMode": false, "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
-            "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null, "EndpointID": "",
-            "Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": "",
-            "IPPrefixLen": 0, "IPv6Gateway": "", "MacAddress": "",
-            "Networks": networks(record),
-        },
+        "NetworkSettings": network_shapes::settings(record),
     });
     if let Value::Object(out) = &mut out {
         if let Some(size) = size {
@@ -244,7 +217,7 @@ pub fn summary(view: &View, size: Option<u64>, now: Timestamp) -> Value {
     put("ImageID", json!(record.image_id));
     put("Command", json!(command_line(record)));
     put("Created", json!(record.created.as_second()));
-    put("Ports", json!(exposed_ports(record)));
+    put("Ports", json!(network_shapes::port_list(record)));
     if let Some(size) = size {
         put("SizeRw", json!(size));
         put("SizeRootFs", json!(size));
@@ -260,26 +233,12 @@ pub fn summary(view: &View, size: Option<u64>, now: Timestamp) -> Value {
         "HostConfig",
         json!({ "NetworkMode": record.host_config.network_mode }),
     );
-    put("NetworkSettings", json!({ "Networks": networks(record) }));
+    put(
+        "NetworkSettings",
+        json!({ "Networks": network_shapes::networks(record) }),
+    );
     put("Mounts", json!(mounts(record)));
     Value::Object(out)
-}
-
-fn exposed_ports(record: &Record) -> Vec<Value> {
-    if !record.state.status.is_alive() {
-        return Vec::new();
-    }
-    record
-        .config
-        .exposed_ports
-        .iter()
-        .flatten()
-        .filter_map(|port| {
-            let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-            let number: u16 = number.parse().ok()?;
-            Some(json!({ "PrivatePort": number, "Type": protocol }))
-        })
-        .collect()
 }
 
 fn command_line(record: &Record) -> String {

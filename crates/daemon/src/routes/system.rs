@@ -1,10 +1,9 @@
-//! Routes of the system: ping, version, info, events, df, the networks and volumes there are,
+//! Routes of the system: ping, version, info, events, df, the volumes there are,
 //! and clear answers for what is not there.
 
 mod elsewhere;
 mod events;
 mod info;
-mod networks;
 mod usage;
 mod volumes;
 
@@ -23,7 +22,6 @@ pub fn router() -> Router<AppState> {
         .route("/info", get(info::info))
         .route("/events", get(events::events))
         .route("/system/df", get(usage::usage))
-        .merge(networks::router())
         .merge(volumes::router())
         .merge(elsewhere::router())
 }

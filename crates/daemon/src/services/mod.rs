@@ -2,6 +2,7 @@
 
 pub mod containers;
 pub mod images;
+pub mod networks;
 pub mod supervisor;
 pub mod system;
 pub mod volumes;

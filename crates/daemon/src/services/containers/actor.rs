@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard_stubs::models::RestartPolicyNameEnum;
+use bollard_stubs::models::{EndpointSettings, RestartPolicyNameEnum};
 use bulkhead_isolation::{ErrorKind, ExitStatus};
 use bulkhead_task::attach::AttachRequest;
 use jiff::Timestamp;
@@ -69,6 +69,24 @@ pub enum Command {
     Update {
         /// What.
         request: Box<UpdateRequest>,
+        /// The answer.
+        reply: Reply<()>,
+    },
+    /// Put on one more network.
+    Connect {
+        /// Its name or ID.
+        network: String,
+        /// What is wanted of it.
+        settings: Box<EndpointSettings>,
+        /// The answer.
+        reply: Reply<()>,
+    },
+    /// Take off a network.
+    Disconnect {
+        /// Its name or ID.
+        network: String,
+        /// Even when there is no such network any more.
+        force: bool,
         /// The answer.
         reply: Reply<()>,
     },
@@ -231,6 +249,22 @@ impl Actor {
             }
             Command::Update { request, reply } => {
                 let outcome = self.update(&request).await;
+                let _ = reply.send(outcome);
+            }
+            Command::Connect {
+                network,
+                settings,
+                reply,
+            } => {
+                let outcome = self.connect(&network, &settings).await;
+                let _ = reply.send(outcome);
+            }
+            Command::Disconnect {
+                network,
+                force,
+                reply,
+            } => {
+                let outcome = self.disconnect(&network, force).await;
                 let _ = reply.send(outcome);
             }
             Command::Attach { request, reply } => {
@@ -588,6 +622,7 @@ impl Actor {
         state.oom_killed = status.oom_killed;
         state.error = status.failure.clone().unwrap_or_default();
         state.finished_at = Some(status.at);
+        self.record.networks.sandbox = None;
         self.exits += 1;
         self.shared.forget_execs_of(&self.record.id);
         super::mounts::announce_unmounted(&self.shared, &self.record);

@@ -14,6 +14,7 @@ use super::model::{Record, State, Status};
 use super::{Containers, Handle, names};
 use crate::config::LOG_DRIVERS;
 use crate::error::{ApiError, ApiResult};
+use crate::services::networks::NetworkSettings;
 
 /// How many made-up names are tried before one gets a number behind it.
 const NAME_TRIES: usize = 10;
@@ -73,6 +74,8 @@ impl Containers {
         warnings.extend(
             bulkhead_spec::validate(&config, &host_config, isolation, facts).map_err(invalid)?,
         );
+        let attachments = super::network::attachments(&body, &host_config)?;
+        crate::services::networks::publish::requests(&config, &host_config)?;
         check_signal(&config)?;
         let id = new_id();
         if config.hostname.as_deref().is_none_or(str::is_empty) {
@@ -121,6 +124,10 @@ impl Containers {
             restart_count: 0,
             manually_stopped: false,
             mounts: resolved.mounts.clone(),
+            networks: NetworkSettings {
+                attachments,
+                sandbox: None,
+            },
         };
         if let Err(error) = self.establish(record).await {
             self.undo_mounts(&id, resolved).await;
@@ -268,14 +275,13 @@ pub(crate) fn invalid(error: Invalid) -> ApiError {
     let message = error.to_string();
     match error.kind() {
         InvalidKind::Parameter => ApiError::bad_request(message),
-        InvalidKind::NotFound => ApiError::not_found(message),
         InvalidKind::NotYet => ApiError::not_implemented(message),
     }
 }
 
 /// 64 hexadecimal digits whose first 12 are not all decimal: such a short ID would be taken
 /// for a number by shells and YAML.
-pub(crate) fn new_id() -> String {
+pub fn new_id() -> String {
     loop {
         let bytes: [u8; 32] = rand::random();
         let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -10,6 +10,7 @@ use bulkhead_task::options::LogOptions;
 
 use super::Files;
 use super::model::Record;
+use super::network::{Names, Namespace, namespace};
 
 /// Makes a directory and its parents for root alone.
 pub(super) fn make_private_dirs(path: &Path) -> io::Result<()> {
@@ -21,13 +22,26 @@ pub(super) fn make_private_dirs(path: &Path) -> io::Result<()> {
 }
 
 /// Writes the generated files and says where they go in the container.
-pub(super) fn generate(record: &Record, files: &Files) -> io::Result<Vec<InjectedFile>> {
+pub(super) fn generate(
+    record: &Record,
+    files: &Files,
+    names: &Names,
+) -> io::Result<Vec<InjectedFile>> {
     let hostname = record.hostname();
     let domain = record.config.domainname.as_deref().unwrap_or_default();
     std::fs::write(&files.hostname, format!("{hostname}\n"))?;
-    std::fs::write(&files.hosts, hosts(record, hostname, domain))?;
+    let hosts = match namespace(&record.host_config) {
+        Namespace::Host => hosts_of_host(record, names),
+        _ => hosts(record, hostname, domain, names),
+    };
+    std::fs::write(&files.hosts, hosts)?;
     std::fs::write(&files.resolv_conf, resolv_conf(record))?;
-    Ok([
+    Ok(shared_with(files))
+}
+
+/// Where generated files go in a container: its own, or those of one whose network it is in.
+pub(super) fn shared_with(files: &Files) -> Vec<InjectedFile> {
+    [
         (&files.resolv_conf, "/etc/resolv.conf"),
         (&files.hostname, "/etc/hostname"),
         (&files.hosts, "/etc/hosts"),
@@ -37,10 +51,34 @@ pub(super) fn generate(record: &Record, files: &Files) -> io::Result<Vec<Injecte
         source: source.clone(),
         destination: PathBuf::from(destination),
     })
-    .collect())
+    .collect()
 }
 
-fn hosts(record: &Record, hostname: &str, domain: &str) -> String {
+/// In the host's network: the host's file, and what the user adds.
+fn hosts_of_host(record: &Record, names: &Names) -> String {
+    let mut text = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    add_extra_hosts(&mut text, record, names);
+    text
+}
+
+fn add_extra_hosts(text: &mut String, record: &Record, names: &Names) {
+    for extra in record.host_config.extra_hosts.iter().flatten() {
+        // `name:address`, where the address may hold colons; compose also writes `=`.
+        if let Some((name, address)) = extra.split_once(['=', ':']) {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            let address = match (address, names.host_gateway) {
+                ("host-gateway", Some(gateway)) => gateway.to_string(),
+                (address, _) => address.to_owned(),
+            };
+            text.push_str(&format!("{address}\t{name}\n"));
+        }
+    }
+}
+
+fn hosts(record: &Record, hostname: &str, domain: &str, names: &Names) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -49,17 +87,30 @@ fn hosts(record: &Record, hostname: &str, domain: &str) -> String {
          ff02::1\tip6-allnodes\n\
          ff02::2\tip6-allrouters\n",
     );
-    for extra in record.host_config.extra_hosts.iter().flatten() {
-        // `name:address`, where the address may hold colons; compose also writes `=`.
-        if let Some((name, address)) = extra.split_once(['=', ':']) {
-            let address = address.trim_start_matches('[').trim_end_matches(']');
-            text.push_str(&format!("{address}\t{name}\n"));
+    add_extra_hosts(&mut text, record, names);
+    for (address, names) in &names.links {
+        text.push_str(&format!("{address}\t{}\n", names.join(" ")));
+    }
+    let full = match domain.is_empty() {
+        true => hostname.to_owned(),
+        false => format!("{hostname}.{domain} {hostname}"),
+    };
+    let endpoints = record
+        .networks
+        .sandbox
+        .iter()
+        .flat_map(|one| &one.endpoints);
+    let mut alone = true;
+    for endpoint in endpoints {
+        let v4 = endpoint.ipv4.map(|net| net.addr().to_string());
+        let v6 = endpoint.ipv6.map(|net| net.addr().to_string());
+        for address in v4.into_iter().chain(v6) {
+            text.push_str(&format!("{address}\t{full}\n"));
+            alone = false;
         }
     }
-    if domain.is_empty() {
-        text.push_str(&format!("127.0.0.1\t{hostname}\n"));
-    } else {
-        text.push_str(&format!("127.0.0.1\t{hostname}.{domain} {hostname}\n"));
+    if alone {
+        text.push_str(&format!("127.0.0.1\t{full}\n"));
     }
     text
 }

@@ -13,7 +13,8 @@ use bulkhead_task::options::TaskOptions;
 
 use super::actor::Actor;
 use super::model::Record;
-use super::{Containers, Shared};
+use super::network::{self, Namespace};
+use super::{Containers, Files, Shared};
 use crate::error::ApiError;
 use crate::services::supervisor::{self, Task};
 
@@ -41,13 +42,13 @@ impl LaunchFailure {
 /// Starts a container's payload. On an error nothing is left.
 pub(super) async fn launch(actor: &mut Actor) -> Result<(Arc<Task>, u32), LaunchFailure> {
     let shared = Arc::clone(&actor.shared);
-    let record = actor.record.clone();
-    let outcome = attempt(actor, &shared, &record).await;
+    let outcome = attempt(actor, &shared).await;
     if outcome.is_err() {
-        forget(&shared, &record.id).await;
-        super::mounts::unmount(&shared, &record).await;
+        actor.record.networks.sandbox = None;
+        forget(&shared, &actor.record.id).await;
+        super::mounts::unmount(&shared, &actor.record).await;
     } else {
-        super::mounts::announce_mounted(&shared, &record);
+        super::mounts::announce_mounted(&shared, &actor.record);
     }
     outcome
 }
@@ -55,17 +56,17 @@ pub(super) async fn launch(actor: &mut Actor) -> Result<(Arc<Task>, u32), Launch
 async fn attempt(
     actor: &mut Actor,
     shared: &Arc<Shared>,
-    record: &Record,
 ) -> Result<(Arc<Task>, u32), LaunchFailure> {
     let binary = supervisor::find_binary().map_err(|error| LaunchFailure::other(error.into()))?;
-    let bundle = Bundle::of(&shared.config.exec_root, &record.id);
-    let mounts = super::mounts::prepare(shared, record)
+    let bundle = Bundle::of(&shared.config.exec_root, &actor.record.id);
+    let mounts = super::mounts::prepare(shared, &actor.record)
         .await
         .map_err(LaunchFailure::other)?;
-    write_bundle(shared, record, &bundle, &mounts)?;
+    write_bundle(shared, &actor.record, &bundle, &mounts)?;
     // The namespace's file is a mount that has to be there when the supervisor takes its copy
     // of the mounts.
-    let injected_files = prepare(shared, record).await?;
+    let injected_files = prepare(actor, shared).await?;
+    let record = &actor.record.clone();
     tracing::debug!(id = %record.id, "bundle, namespace and files are there");
     let task = match Task::launch(&binary, &shared.config.exec_root, &record.id).await {
         Ok(task) => Arc::new(task),
@@ -132,12 +133,12 @@ async fn run(
 }
 
 fn write_bundle(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     record: &Record,
     bundle: &Bundle,
     mounts: &[HostMount],
 ) -> Result<(), LaunchFailure> {
-    let netns = shared.netns_path(&record.id);
+    let netns = network::namespace_path(shared, record).map_err(LaunchFailure::other)?;
     let parent = record
         .host_config
         .cgroup_parent
@@ -151,7 +152,7 @@ fn write_bundle(
         hostname: record.hostname(),
         config: &record.config,
         host_config: &record.host_config,
-        network_namespace: wants_netns(record).then_some(netns.as_path()),
+        network_namespace: netns.as_deref(),
         cgroups_path: Path::new(&cgroup),
         mounts,
         facts: &shared.facts,
@@ -174,42 +175,64 @@ pub(super) fn spec_error(error: SpecError) -> ApiError {
     }
 }
 
-/// Whether the container has a network namespace of its own.
-fn wants_netns(record: &Record) -> bool {
-    let mode = record
-        .host_config
-        .network_mode
-        .as_deref()
-        .unwrap_or_default();
-    mode != "host" && !mode.starts_with("container:")
-}
-
+/// Namespace, networks and files. What is made is in the actor's record, and in the store
+/// before anything runs there.
 async fn prepare(
+    actor: &mut Actor,
     shared: &Arc<Shared>,
-    record: &Record,
 ) -> Result<Vec<InjectedFile>, LaunchFailure> {
-    let shared = Arc::clone(shared);
-    let record = record.clone();
-    tokio::task::spawn_blocking(move || {
-        if wants_netns(&record) {
-            NetworkNamespace::create(&shared.netns_path(&record.id)).map_err(|error| {
-                LaunchFailure::other(ApiError::internal("make network namespace", &error))
-            })?;
+    let record = actor.record.clone();
+    match network::namespace(&record.host_config) {
+        Namespace::Own => {
+            let netns = shared.netns_path(&record.id);
+            blocking(move || {
+                NetworkNamespace::create(&netns)
+                    .map_err(|error| ApiError::internal("make network namespace", &error))
+            })
+            .await?;
+            let member = network::member(shared, &record).map_err(LaunchFailure::other)?;
+            let attachments = record.networks.attachments.clone();
+            let placement = shared
+                .networks
+                .join(member, attachments)
+                .await
+                .map_err(LaunchFailure::other)?;
+            actor.record.networks.attachments = placement.attachments;
+            actor.record.networks.sandbox = Some(placement.sandbox);
+            actor.commit().await.map_err(LaunchFailure::other)?;
         }
-        let files = Containers {
-            shared: Arc::clone(&shared),
+        Namespace::Host => {}
+        Namespace::Of(other) => {
+            let other = network::joined(shared, other).map_err(LaunchFailure::other)?;
+            return Ok(super::files::shared_with(&files_of(shared, &other)));
         }
-        .files(&record);
-        super::files::generate(&record, &files)
-            .map_err(|error| LaunchFailure::host("write files of the container", &error))
+    }
+    let record = actor.record.clone();
+    let names = network::names(shared, &record)
+        .await
+        .map_err(LaunchFailure::other)?;
+    let files = files_of(shared, &record);
+    blocking(move || {
+        super::files::generate(&record, &files, &names)
+            .map_err(|error| ApiError::internal("write files of the container", &error))
     })
     .await
-    .unwrap_or_else(|error| {
-        Err(LaunchFailure::other(ApiError::internal(
-            "prepare container",
-            &error,
-        )))
-    })
+}
+
+fn files_of(shared: &Arc<Shared>, record: &Record) -> Files {
+    Containers {
+        shared: Arc::clone(shared),
+    }
+    .files(record)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, LaunchFailure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(ApiError::internal("prepare container", &error)))
+        .map_err(LaunchFailure::other)
 }
 
 fn options(
@@ -217,10 +240,7 @@ fn options(
     record: &Record,
     injected_files: Vec<InjectedFile>,
 ) -> TaskOptions {
-    let files = Containers {
-        shared: Arc::clone(shared),
-    }
-    .files(record);
+    let files = files_of(shared, record);
     TaskOptions {
         isolation: record.isolation,
         layers: record.layers.clone(),
@@ -319,6 +339,7 @@ pub(super) async fn forget(shared: &Arc<Shared>, id: &str) {
 }
 
 async fn forget_namespace(shared: &Shared, id: &str) {
+    shared.networks.leave(id).await;
     let netns = shared.netns_path(id);
     let removed = tokio::task::spawn_blocking(move || bulkhead_network::remove(&netns)).await;
     match removed {

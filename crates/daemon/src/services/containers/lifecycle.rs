@@ -227,6 +227,38 @@ impl Handle {
         self.ask(|reply| Command::Update { request, reply }).await
     }
 
+    /// Puts it on one more network.
+    ///
+    /// # Errors
+    /// 400 or 403 for what cannot be, 404 for a network that is not there.
+    pub async fn connect(
+        &self,
+        network: &str,
+        settings: bollard_stubs::models::EndpointSettings,
+    ) -> ApiResult<()> {
+        let (network, settings) = (network.to_owned(), Box::new(settings));
+        self.ask(|reply| Command::Connect {
+            network,
+            settings,
+            reply,
+        })
+        .await
+    }
+
+    /// Takes it off a network; `force`: also off one that is gone.
+    ///
+    /// # Errors
+    /// 403 when it isn't on it, 404 for a network that is not there.
+    pub async fn disconnect(&self, network: &str, force: bool) -> ApiResult<()> {
+        let network = network.to_owned();
+        self.ask(|reply| Command::Disconnect {
+            network,
+            force,
+            reply,
+        })
+        .await
+    }
+
     /// Gets at its streams, now or when it starts.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod logs;
 pub mod model;
 mod mounts;
 mod names;
+mod network;
 mod recovery;
 mod remove;
 pub mod signals;
@@ -33,12 +34,12 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::error::{ApiError, ApiResult};
 use crate::events::EventBus;
+use crate::services::networks::Networks;
 use crate::services::volumes::Volumes;
 use crate::store::Store;
 
 pub use actor::{AttachTarget, Command};
-pub use create::Created;
-pub(super) use create::new_id;
+pub use create::{Created, new_id};
 pub use exec::{Exec, ExecRequest, ExecState};
 pub use model::{Record, State, Status, View};
 pub use mounts::MountPoint;
@@ -53,6 +54,8 @@ pub struct Shared {
     pub store: Store,
     /// Where events go.
     pub events: EventBus,
+    /// The networks.
+    pub networks: Networks,
     /// The images.
     pub images: Arc<ImageStore>,
     /// The volumes.
@@ -114,6 +117,7 @@ impl Containers {
         events: EventBus,
         images: Arc<ImageStore>,
         volumes: Volumes,
+        networks: Networks,
     ) -> Result<Self, NetworkNamespaceError> {
         bulkhead_network::prepare_directory(&netns_dir(&config))?;
         Ok(Self {
@@ -121,6 +125,7 @@ impl Containers {
                 config,
                 store,
                 events,
+                networks,
                 images,
                 volumes,
                 facts: HostFacts::detect(),
@@ -139,6 +144,7 @@ impl Containers {
         self.shared.execs().clear();
         self.shared.owners.close();
         self.shared.owners.wait().await;
+        self.shared.networks.close().await;
         bulkhead_network::release_directory(&netns_dir(&self.shared.config));
     }
 

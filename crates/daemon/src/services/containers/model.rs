@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::mounts::MountPoint;
+use crate::services::networks::NetworkSettings;
 use crate::services::supervisor::Task;
 
 /// Where a container is in its life; Docker's words.
@@ -106,6 +107,9 @@ pub struct Record {
     /// Its volumes and binds.
     #[serde(default)]
     pub mounts: Vec<MountPoint>,
+    /// The networks.
+    #[serde(default)]
+    pub networks: NetworkSettings,
 }
 
 impl Record {

@@ -47,6 +47,7 @@ impl Containers {
         }
         self.sweep_unknown(&known).await;
         futures::future::join_all(recoveries).await;
+        shared.networks.settle().await?;
         shared.volumes.unmount_idle();
         self.start_by_policy();
         Ok(())
@@ -78,6 +79,11 @@ impl Containers {
                     .started_at
                     .get_or_insert_with(jiff::Timestamp::now);
                 record_or_log(shared, &record).await;
+                if let Ok(member) = super::network::member(shared, &record)
+                    && let Err(error) = shared.networks.adopt(member, record.networks.clone()).await
+                {
+                    tracing::error!(id = %record.id, %error, "networks");
+                }
                 // If it has ended in the meantime, its owner learns that at once.
                 spawn(shared, record, Some(task));
             }
@@ -105,6 +111,7 @@ impl Containers {
             record.state.oom_killed = exit.oom_killed;
             record.state.error = exit.failure.unwrap_or_default();
             record.state.finished_at = Some(exit.at);
+            record.networks.sandbox = None;
         } else if record.state.status == Status::Restarting {
             record.state.status = Status::Exited;
         }

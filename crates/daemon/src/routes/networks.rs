@@ -1,0 +1,175 @@
+//! Routes of networks.
+
+use std::collections::HashMap;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bollard_stubs::models::EndpointSettings;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body;
+use super::network_shapes;
+use super::query::{Params, check_filters, labels_match, timestamp};
+use crate::error::{ApiError, ApiResult};
+use crate::services::networks::NetworkView;
+use crate::state::AppState;
+
+/// The routes.
+pub fn router() -> Router<AppState> {
+    Router::new()
+        .route("/networks", get(list))
+        .route("/networks/create", post(create))
+        .route("/networks/prune", post(prune))
+        .route("/networks/{id}", get(inspect).delete(remove))
+        .route("/networks/{id}/connect", post(connect))
+        .route("/networks/{id}/disconnect", post(disconnect))
+}
+
+async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<Vec<Value>>> {
+    let filters = params.filters()?;
+    check_filters(
+        &filters,
+        &["dangling", "driver", "id", "label", "name", "scope", "type"],
+    )?;
+    for kind in filters.get("type").into_iter().flatten() {
+        if !matches!(kind.as_str(), "custom" | "builtin") {
+            return Err(ApiError::bad_request(format!(
+                "invalid filter: 'type'='{kind}'"
+            )));
+        }
+    }
+    let mut views = state.networks.all().await?;
+    views.retain(|view| passes(view, &filters));
+    views.sort_by(|one, other| one.record.name.cmp(&other.record.name));
+    Ok(Json(
+        views
+            .iter()
+            .map(|view| network_shapes::network(view, false))
+            .collect(),
+    ))
+}
+
+fn passes(view: &NetworkView, filters: &HashMap<String, Vec<String>>) -> bool {
+    let record = &view.record;
+    let any = |key: &str, test: &dyn Fn(&str) -> bool| {
+        filters
+            .get(key)
+            .is_none_or(|values| values.iter().any(|value| test(value)))
+    };
+    let dangling = !record.is_predefined() && view.members.is_empty();
+    any("name", &|value| record.name.contains(value))
+        && any("id", &|value| record.id.contains(value))
+        && any("driver", &|value| record.driver.as_str() == value)
+        && any("scope", &|value| value == "local")
+        && any("type", &|value| {
+            (value == "builtin") == record.is_predefined()
+        })
+        && any("dangling", &|value| {
+            matches!(value, "1" | "true" | "True" | "TRUE" | "t" | "T") == dangling
+        })
+        && labels_match(Some(&labels(view)), filters)
+}
+
+fn labels(view: &NetworkView) -> HashMap<String, String> {
+    view.record.labels.clone().into_iter().collect()
+}
+
+async fn inspect(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult<Json<Value>> {
+    match params.get("scope") {
+        None | Some("local") => {}
+        Some(_) => return Err(ApiError::not_found(format!("network {id} not found"))),
+    }
+    let view = state.networks.find(&id).await?;
+    Ok(Json(network_shapes::network(&view, true)))
+}
+
+async fn create(
+    State(state): State<AppState>,
+    request: Body,
+) -> ApiResult<(StatusCode, Json<Value>)> {
+    let request = body::json(request).await?;
+    let id = state.networks.create(request).await?;
+    Ok((
+        StatusCode::CREATED,
+        Json(json!({ "Id": id, "Warning": "" })),
+    ))
+}
+
+async fn remove(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<StatusCode> {
+    state.networks.remove(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
+    let filters = params.filters()?;
+    check_filters(&filters, &["label", "label!", "until"])?;
+    let until = match filters.get("until").map(Vec::as_slice) {
+        None | Some([]) => None,
+        Some([one]) => Some(timestamp(one)?),
+        Some(_) => {
+            return Err(ApiError::bad_request(
+                "more than one until filter specified",
+            ));
+        }
+    };
+    let removed = state
+        .networks
+        .prune(|view| {
+            let old = |until: Timestamp| view.record.created < until;
+            until.is_none_or(old) && labels_match(Some(&labels(view)), &filters)
+        })
+        .await?;
+    Ok(Json(match removed.is_empty() {
+        true => json!({ "NetworksDeleted": Value::Null }),
+        false => json!({ "NetworksDeleted": removed }),
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ConnectRequest {
+    #[serde(default)]
+    container: String,
+    #[serde(default)]
+    endpoint_config: Option<EndpointSettings>,
+}
+
+async fn connect(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    request: Body,
+) -> ApiResult<()> {
+    let request: ConnectRequest = body::json(request).await?;
+    let container = state.containers.find(&request.container)?;
+    container
+        .connect(&id, request.endpoint_config.unwrap_or_default())
+        .await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DisconnectRequest {
+    #[serde(default)]
+    container: String,
+    #[serde(default)]
+    force: bool,
+}
+
+async fn disconnect(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    request: Body,
+) -> ApiResult<()> {
+    let request: DisconnectRequest = body::json(request).await?;
+    let container = state.containers.find(&request.container)?;
+    container.disconnect(&id, request.force).await
+}
