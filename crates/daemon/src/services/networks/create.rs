@@ -329,37 +329,28 @@ fn check_driver(request: &NetworkCreateRequest) -> ApiResult<Driver> {
     }
 }
 
+/// What Go reads as a truth value.
+const BOOLEANS: [&str; 12] = [
+    "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False",
+];
+
 fn check_options(options: &BTreeMap<String, String>) -> ApiResult<()> {
-    let refused = |key: &str, value: &str| {
-        Err(ApiError::bad_request(format!(
-            "invalid value for option {key}: {value}"
-        )))
-    };
     for (key, value) in options {
         let short = key.strip_prefix("com.docker.network.").unwrap_or_default();
-        match short {
+        let valid = match short {
             "bridge.enable_icc" | "bridge.enable_ip_masquerade" => {
-                let known = [
-                    "true", "false", "1", "0", "t", "f", "T", "F", "True", "False", "TRUE", "FALSE",
-                ];
-                if !known.contains(&value.as_str()) {
-                    return refused(key, value);
-                }
+                BOOLEANS.contains(&value.as_str())
             }
-            "driver.mtu" => {
-                if !value
-                    .parse()
-                    .is_ok_and(|mtu: u32| (68..=65_535).contains(&mtu))
-                {
-                    return refused(key, value);
-                }
-            }
-            "bridge.host_binding_ipv4" => {
-                if value.parse::<std::net::Ipv4Addr>().is_err() {
-                    return refused(key, value);
-                }
-            }
-            _ => {}
+            "driver.mtu" => value
+                .parse()
+                .is_ok_and(|mtu: u32| (68..=65_535).contains(&mtu)),
+            "bridge.host_binding_ipv4" => value.parse::<std::net::Ipv4Addr>().is_ok(),
+            _ => true,
+        };
+        if !valid {
+            return Err(ApiError::bad_request(format!(
+                "invalid value for option {key}: {value}"
+            )));
         }
     }
     Ok(())
