@@ -1,0 +1,102 @@
+//! FUSE messages over a socket, answered by a few threads.
+//!
+//! Memory is bounded: so many requests wait, each no longer than a write with its headers,
+//! and whoever sends more waits in the socket.
+
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use crate::abi::{IN_HEADER, MAX_REQUEST};
+use crate::server::Server;
+
+/// Requests that are answered at the same time.
+const WORKERS: usize = 4;
+/// Requests that wait to be.
+const WAITING: usize = 16;
+const BUFFER: usize = 64 << 10;
+
+/// Answers messages until the other side closes the socket. `confine` runs when all threads
+/// exist and before the first message is read.
+///
+/// # Errors
+/// `InvalidData` when the other side does not speak FUSE; what the system says.
+pub fn serve(
+    socket: UnixStream,
+    server: Arc<Server>,
+    confine: impl FnOnce(&UnixStream) -> io::Result<()>,
+) -> io::Result<()> {
+    let (queue, requests) = mpsc::sync_channel::<Vec<u8>>(WAITING);
+    let requests = Arc::new(Mutex::new(requests));
+    let replies = Arc::new(Mutex::new(socket.try_clone()?));
+    let mut workers = Vec::with_capacity(WORKERS);
+    for _ in 0..WORKERS {
+        let requests = Arc::clone(&requests);
+        let replies = Arc::clone(&replies);
+        let server = Arc::clone(&server);
+        workers.push(std::thread::Builder::new().spawn(move || {
+            work(&server, &requests, &replies);
+        })?);
+    }
+    confine(&socket)?;
+    let mut reader = BufReader::with_capacity(BUFFER, &socket);
+    let ended = loop {
+        match read_message(&mut reader) {
+            Ok(Some(message)) => {
+                if queue.send(message).is_err() {
+                    break Ok(());
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    drop(queue);
+    // Replies that nobody reads any more must not keep a worker.
+    let _ = socket.shutdown(std::net::Shutdown::Both);
+    for worker in workers {
+        // The process's panic hook has ended everything when one panicked.
+        let _ = worker.join();
+    }
+    ended
+}
+
+fn work(server: &Server, requests: &Mutex<mpsc::Receiver<Vec<u8>>>, replies: &Mutex<UnixStream>) {
+    loop {
+        let next = {
+            let requests = requests.lock().unwrap_or_else(PoisonError::into_inner);
+            requests.recv()
+        };
+        let Ok(message) = next else { return };
+        let Some(reply) = server.answer(&message) else {
+            continue;
+        };
+        let mut socket = replies.lock().unwrap_or_else(PoisonError::into_inner);
+        if socket.write_all(&reply).is_err() {
+            return;
+        }
+    }
+}
+
+/// The next message; `None` at the end.
+fn read_message(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut prefix = [0; 4];
+    match reader.read_exact(&mut prefix) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let length = usize::try_from(u32::from_ne_bytes(prefix)).unwrap_or(usize::MAX);
+    if !(IN_HEADER..=MAX_REQUEST).contains(&length) {
+        let message = format!("the guest sends a message of {length} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut message = vec![0; length];
+    let (head, rest) = message.split_at_mut(4);
+    head.copy_from_slice(&prefix);
+    match reader.read_exact(rest) {
+        Ok(()) => Ok(Some(message)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
