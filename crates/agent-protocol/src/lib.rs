@@ -11,6 +11,7 @@
 mod connection;
 pub mod hello;
 mod message;
+mod share;
 mod wire;
 
 pub use connection::{Connection, ConnectionLost, Incoming, MAX_STREAMS, Role, Stream};
@@ -18,5 +19,8 @@ pub use message::{
     Call, Create, CreateReply, Delete, Exec, FileHeader, Kill, KillAll, LayerExtent,
     MAX_FILE_BYTES, MAX_FILES, Pause, Processes, ReadinessTimes, Request, Resize, Resume, Setup,
     SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Update, Wait,
+};
+pub use share::{
+    AcceptShare, ListenShare, MAX_SHARE_MESSAGE, MAX_SHARES, MountShare, share_path, socket_path,
 };
 pub use wire::{MAX_MESSAGE, WireError, call, read_message, reply, write_message};

@@ -8,6 +8,8 @@ use bulkhead_isolation::{ExitStatus, ProcessInfo, Resources, TerminalSize};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::share::{AcceptShare, ListenShare, MountShare};
+
 /// The longest injected file, bytes.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
 /// The most injected files of one container.
@@ -70,6 +72,12 @@ requests! {
     Resize -> ();
     /// See [`Stdio`].
     Stdio -> ();
+    /// See [`MountShare`].
+    MountShare -> ();
+    /// See [`ListenShare`].
+    ListenShare -> ();
+    /// See [`AcceptShare`].
+    AcceptShare -> ();
     /// See [`Pause`].
     Pause -> ();
     /// See [`Resume`].

@@ -13,6 +13,7 @@ mod ground;
 mod network;
 mod port;
 mod service;
+mod shares;
 mod shutdown;
 mod sysctl;
 mod uevent;

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_agent_protocol::{
-    Call, Create, CreateReply, Delete, Exec, FileHeader, Kill, KillAll, MAX_FILE_BYTES, MAX_FILES,
-    MAX_MESSAGE, Pause, Processes, Request, Resize, Resume, Setup, SetupReply, Shutdown,
-    StandardStream, Start, Stats, Stdio, Stream, Update, Wait, WireError, read_message, reply,
+    AcceptShare, Call, Create, CreateReply, Delete, Exec, FileHeader, Kill, KillAll, ListenShare,
+    MAX_FILE_BYTES, MAX_FILES, MAX_MESSAGE, MountShare, Pause, Processes, Request, Resize, Resume,
+    Setup, SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Stream, Update, Wait,
+    WireError, read_message, reply,
 };
 use bulkhead_isolation::{
     Container, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError, Process,
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::ground::Ground;
+use crate::shares::{self, ShareError, Shares};
 
 /// Most bytes of all injected files together; they are kept in the guest's memory.
 const MAX_FILES_TOTAL: u64 = 32 << 20;
@@ -46,6 +48,7 @@ pub struct Service {
     life: tokio::sync::Mutex<Life>,
     /// Taken for moments only, and inside `life`.
     running: Mutex<Running>,
+    shares: Arc<Shares>,
     over: Notify,
 }
 
@@ -79,6 +82,7 @@ impl Service {
             isolation: Arc::new(ProcessIsolation::new(Reaper::start()?)),
             life: tokio::sync::Mutex::new(Life::Booted),
             running: Mutex::default(),
+            shares: Arc::default(),
             over: Notify::new(),
         })
     }
@@ -154,6 +158,14 @@ impl Service {
                 answer::<Resize>(stream, result).await
             }
             Request::Stdio(stdio) => self.stdio(&stdio, stream).await,
+            Request::MountShare(mount) => self.mount_share(mount, stream).await,
+            Request::ListenShare(listen) => {
+                let result = self
+                    .check_machine()
+                    .and_then(|()| self.shares.listen(listen).map_err(share_error));
+                answer::<ListenShare>(stream, result).await
+            }
+            Request::AcceptShare(accept) => self.accept_share(accept, stream).await,
             Request::KillAll(KillAll { signal }) => {
                 let result = match self.container() {
                     Ok(container) => container.kill_all(signal).await,
@@ -364,6 +376,42 @@ impl Service {
         })
     }
 
+    /// Shares are mounted, which an ordinary process of the host has no business to do.
+    fn check_machine(&self) -> Result<()> {
+        if self.ground.is_machine() {
+            return Ok(());
+        }
+        Err(IsolationError::new(
+            ErrorKind::Unsupported,
+            "there are no shares outside of a VM",
+        ))
+    }
+
+    async fn mount_share(&self, mount: MountShare, stream: &mut Stream) -> Sent {
+        let mounted = self
+            .check_machine()
+            .and_then(|()| self.shares.mount(mount.share).map_err(share_error));
+        match mounted {
+            Ok(device) => {
+                answer::<MountShare>(stream, Ok(())).await?;
+                device.carry(stream).await;
+                Ok(())
+            }
+            Err(error) => answer::<MountShare>(stream, Err(error)).await,
+        }
+    }
+
+    async fn accept_share(&self, accept: AcceptShare, stream: &mut Stream) -> Sent {
+        match self.shares.accept(accept.share).await {
+            Ok(connection) => {
+                answer::<AcceptShare>(stream, Ok(())).await?;
+                shares::carry_connection(connection, stream).await;
+                Ok(())
+            }
+            Err(error) => answer::<AcceptShare>(stream, Err(share_error(error))).await,
+        }
+    }
+
     async fn delete(&self) -> Result<()> {
         let mut life = self.life.lock().await;
         self.release_container(&mut life).await
@@ -386,6 +434,12 @@ impl Service {
 
     async fn wind_up(&self, life: &mut Life) -> Result<()> {
         let released = self.release_container(life).await;
+        let shares = Arc::clone(&self.shares);
+        blocking(move || {
+            shares.release();
+            Ok(())
+        })
+        .await?;
         let ground = Arc::clone(&self.ground);
         blocking(move || ground.tear_down()).await?;
         released
@@ -424,6 +478,19 @@ enum Endpoint {
 fn entry(process: Arc<dyn Process>) -> Entry {
     let stdio = process.take_stdio();
     Entry { process, stdio }
+}
+
+fn share_error(error: ShareError) -> IsolationError {
+    let kind = match &error {
+        ShareError::Unknown(_) => ErrorKind::InvalidArgument,
+        ShareError::Io { .. } => ErrorKind::Other,
+    };
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    let message = match cause {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    };
+    IsolationError::new(kind, message)
 }
 
 fn no_process(name: &str) -> IsolationError {
