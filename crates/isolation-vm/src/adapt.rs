@@ -6,9 +6,7 @@
 use std::path::PathBuf;
 
 use bulkhead_isolation::{ErrorKind, IsolationError};
-use oci_spec::runtime::{
-    LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
-};
+use oci_spec::runtime::{LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, Process, Spec};
 
 /// The specification for the guest, whose payload may use `payload` bytes of memory.
 ///
@@ -24,9 +22,6 @@ pub fn adapt(mut spec: Spec, payload: u64) -> Result<Spec, IsolationError> {
         .is_some_and(|hooks| *hooks != Default::default())
     {
         return Err(refused("hooks of the specification, which run on the host"));
-    }
-    for mount in spec.mounts().iter().flatten() {
-        check_mount(mount)?;
     }
     if let Some(linux) = spec.linux_mut() {
         if let Some(namespaces) = linux.namespaces_mut() {
@@ -58,26 +53,6 @@ pub fn adapt(mut spec: Spec, payload: u64) -> Result<Spec, IsolationError> {
 pub fn adapt_process(process: &mut Process) {
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
-}
-
-fn check_mount(mount: &Mount) -> Result<(), IsolationError> {
-    let bind = mount.typ().as_deref() == Some("bind")
-        || mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == "bind" || option == "rbind");
-    if !bind {
-        return Ok(());
-    }
-    let destination = mount.destination().display();
-    match mount.source() {
-        Some(source) => Err(refused(&format!(
-            "mounting the host's {} at {destination}",
-            source.display()
-        ))),
-        None => Err(refused(&format!("a bind mount at {destination}"))),
-    }
 }
 
 fn adapt_resources(resources: &mut LinuxResources, payload: u64) -> Result<(), IsolationError> {
@@ -191,8 +166,6 @@ mod tests {
     #[test]
     fn what_is_the_hosts_is_refused() {
         for part in [
-            r#""mounts":[{"destination":"/d","source":"/s","type":"bind"}]"#,
-            r#""mounts":[{"destination":"/d","source":"/s","options":["rbind"]}]"#,
             r#""linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}"#,
             r#""linux":{"devices":[{"path":"/dev/fuse","type":"c","major":10,"minor":229}]}"#,
             r#""linux":{"resources":{"cpu":{"cpus":"0"}}}"#,

@@ -15,6 +15,7 @@ use crate::container::{VmContainer, wanted};
 use crate::guest_dir::GuestDir;
 use crate::process::VmProcess;
 use crate::scratch::ScratchDisk;
+use crate::shares::SharePlan;
 use crate::sizing::{self, Size};
 use crate::vm::{Deadlines, Vm, remove_directory};
 use crate::{adapt, sweep, worker_path};
@@ -56,7 +57,8 @@ impl VmIsolation {
 #[async_trait]
 impl Isolation for VmIsolation {
     async fn create(&self, mut request: CreateRequest) -> Result<Arc<dyn Container>> {
-        let spec = std::mem::take(&mut request.spec);
+        let mut spec = std::mem::take(&mut request.spec);
+        let shares = SharePlan::take(&mut spec)?;
         let plan = Plan::new(&request, &spec)?;
         let spec = adapt::adapt(spec, plan.size.payload)?;
         let process = spec.process().as_ref().ok_or_else(|| {
@@ -119,11 +121,15 @@ impl Isolation for VmIsolation {
             runtime_dir: runtime_dir.clone(),
         };
         let made = async {
+            let mut shares = shares.serve(&request.id, &worker).await?;
             let vm = Arc::new(Vm::boot(&worker, &config, self.deadlines).await?);
             let made = async {
                 let setup = setup(plan.extents(), hostname)?;
                 let setup = vm.call(setup).await?;
                 tracing::debug!(?setup, "the guest is set up");
+                let connected = shares.connect(&vm).await;
+                vm.keep(shares).await;
+                connected?;
                 let create = Create {
                     id: request.id.clone(),
                     spec: Box::new(spec),

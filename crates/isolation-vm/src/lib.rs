@@ -13,6 +13,7 @@ mod isolation;
 mod probe;
 mod process;
 mod scratch;
+mod shares;
 mod sizing;
 mod sweep;
 mod vm;

@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::shares::Shares;
 use crate::sweep;
 
 /// How long the guest may take for what it is asked.
@@ -52,6 +53,7 @@ pub struct Vm {
     connection: Connection,
     runtime_dir: PathBuf,
     deadlines: Deadlines,
+    shares: tokio::sync::Mutex<Option<Shares>>,
 }
 
 impl Vm {
@@ -103,7 +105,18 @@ impl Vm {
             connection,
             runtime_dir: config.runtime_dir.clone(),
             deadlines,
+            shares: tokio::sync::Mutex::new(None),
         })
+    }
+
+    /// Keeps what is shared with the guest until the machine has ended.
+    pub async fn keep(&self, shares: Shares) {
+        *self.shares.lock().await = Some(shares);
+    }
+
+    /// The connection to the agent, for whoever carries bytes.
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// Asks the agent for something and waits for the answer, within a deadline.
@@ -239,6 +252,10 @@ impl Vm {
             tracing::warn!("the guest did not shut down in time and is killed");
         }
         self.worker.kill().await;
+        let shares = self.shares.lock().await.take();
+        if let Some(shares) = shares {
+            shares.release().await;
+        }
         remove_directory(&self.runtime_dir)
     }
 }

@@ -56,7 +56,7 @@ fn look() -> Result<Host, String> {
 /// The image's layers, which one run of the tests leaves to the next.
 fn layers(busybox: &str) -> std::io::Result<Vec<PathBuf>> {
     // Counts up when what is in them changes.
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-layers-1");
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-layers-2");
     if !kept.is_dir() {
         let made = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         make_layers(made.path(), busybox)?;
@@ -87,7 +87,7 @@ fn make_layers(directory: &Path, busybox: &str) -> std::io::Result<()> {
     for applet in [
         "sh", "cat", "echo", "sleep", "true", "ls", "ps", "id", "hostname", "uname", "date",
         "stty", "tail", "head", "dd", "mknod", "kill", "mount", "ping", "wc", "rm", "sync", "df",
-        "seq", "chmod", "stat", "od", "nproc", "grep", "find",
+        "seq", "chmod", "stat", "od", "nproc", "grep", "find", "touch", "mkdir", "nc",
     ] {
         symlink("busybox", root.join("bin").join(applet))?;
     }

@@ -9,4 +9,5 @@ mod hostile;
 mod limits;
 mod lost;
 mod processes;
+mod shares;
 mod storage;
