@@ -109,6 +109,10 @@ pub mod init {
     pub const MAX_PAGES: u32 = 1 << 22;
     /// The server takes set-user-ID bits and capabilities off a file that is written.
     pub const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
+    /// There are more flags.
+    pub const INIT_EXT: u32 = 1 << 30;
+    /// Of those: files without a page cache can be mapped all the same.
+    pub const MORE_DIRECT_IO_ALLOW_MMAP: u32 = 1 << 4;
     /// What of these the server wants when the guest offers it.
     pub const WANTED: u32 = ASYNC_READ
         | ATOMIC_O_TRUNC
@@ -146,6 +150,8 @@ pub mod set {
 
 /// Flag of an open: truncating takes set-user-ID and set-group-ID bits off.
 pub const OPEN_KILL_SETID: u32 = 1 << 0;
+/// Flag of an opened file: what is read and written does not stay in the guest's page cache.
+pub const OPENED_DIRECT: u32 = 1 << 0;
 /// Flag of a write: it takes them off.
 pub const WRITE_KILL_SETID: u32 = 1 << 2;
 

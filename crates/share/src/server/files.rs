@@ -1,12 +1,14 @@
 //! Contents: opening, reading, writing.
 
+use std::sync::atomic::Ordering;
+
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::nodes::kind;
 use super::user::{AsUser, AsWriter};
 use super::{Answer, Asked, Server, done, reopen};
-use crate::abi::{MAX_IO, OPEN_KILL_SETID, Output, WRITE_KILL_SETID};
+use crate::abi::{MAX_IO, OPEN_KILL_SETID, OPENED_DIRECT, Output, WRITE_KILL_SETID};
 
 /// Flags of an open that mean something here. Direct I/O is the guest's own affair, and
 /// buffers of ours would not be aligned for it.
@@ -34,6 +36,17 @@ impl Server {
         Ok(flags)
     }
 
+    /// What the guest is told about an opened file. Pages that it kept could only be known
+    /// to be old by a time of change, and two changes within a tick of the host's clock have
+    /// the same. Asking for the time costs as much as asking for the bytes.
+    fn opened_flags(&self) -> u32 {
+        if self.direct.load(Ordering::Relaxed) {
+            OPENED_DIRECT
+        } else {
+            0
+        }
+    }
+
     /// Opens a regular file; nothing else, for opening a device or a pipe does things.
     fn open_regular(&self, node: u64, flags: OFlags) -> Result<u64, Errno> {
         let descriptor = self.nodes.descriptor(node)?;
@@ -51,7 +64,7 @@ impl Server {
         let _writer = AsWriter::new(asked.input.u32()? & OPEN_KILL_SETID != 0)?;
         let handle = self.open_regular(asked.header.node, flags)?;
         let mut reply = Output::reply(asked.header.unique);
-        reply.u64(handle).u32(0).u32(0);
+        reply.u64(handle).u32(self.opened_flags()).u32(0);
         Ok(Some(reply))
     }
 
@@ -90,7 +103,7 @@ impl Server {
         let handle = handle.inspect_err(|_| self.nodes.forget(found.node, 1))?;
         let mut reply = Output::reply(asked.header.unique);
         reply.entry(found.node, &found.stat, found.inode);
-        reply.u64(handle).u32(0).u32(0);
+        reply.u64(handle).u32(self.opened_flags()).u32(0);
         Ok(Some(reply))
     }
 

@@ -14,6 +14,7 @@ mod nodes;
 mod user;
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -58,6 +59,8 @@ pub struct Server {
     nodes: Nodes,
     handles: Handles,
     read_only: bool,
+    /// Whether the guest can map files that it does not cache.
+    direct: AtomicBool,
 }
 
 /// A request that is being answered.
@@ -79,6 +82,7 @@ impl Server {
             nodes: Nodes::new(root, limits.lookups)?,
             handles: Handles::new(limits.handles),
             read_only,
+            direct: AtomicBool::new(false),
         })
     }
 
@@ -113,7 +117,7 @@ impl Server {
         }
         let asked = &mut asked;
         match opcode {
-            Opcode::Init => initialise(asked),
+            Opcode::Init => self.initialise(asked),
             Opcode::Lookup => self.look_up(asked),
             Opcode::Forget => self.forget(asked),
             Opcode::BatchForget => self.forget_many(asked),
@@ -151,6 +155,45 @@ impl Server {
             Opcode::Flush => Err(Errno::NOSYS),
         }
     }
+
+    fn initialise(&self, asked: &mut Asked<'_>) -> Answer {
+        let major = asked.input.u32()?;
+        let minor = asked.input.u32()?;
+        let mut reply = Output::reply(asked.header.unique);
+        if major > MAJOR {
+            // The guest then speaks our version.
+            reply.u32(MAJOR).u32(MINOR);
+            return Ok(Some(reply));
+        }
+        if major < MAJOR || minor < OLDEST_MINOR {
+            return Err(Errno::PROTO);
+        }
+        let read_ahead = asked.input.u32()?;
+        let offered = asked.input.u32()?;
+        let more = if offered & init::INIT_EXT == 0 {
+            0
+        } else {
+            asked.input.u32()? & init::MORE_DIRECT_IO_ALLOW_MMAP
+        };
+        self.direct.store(more != 0, Ordering::Relaxed);
+        let pages = u16::try_from(MAX_IO / PAGE).map_err(|_| Errno::INVAL)?;
+        let longest = u32::try_from(MAX_IO).map_err(|_| Errno::INVAL)?;
+        reply
+            .u32(MAJOR)
+            .u32(MINOR.min(minor))
+            .u32(read_ahead.min(READ_AHEAD))
+            .u32(offered & (init::WANTED | init::INIT_EXT))
+            .u16(MAX_BACKGROUND)
+            .u16(CONGESTION)
+            .u32(longest)
+            // Times are exact to the nanosecond.
+            .u32(1)
+            .u16(pages)
+            .u16(0)
+            .u32(more)
+            .bytes(&[0; 28]);
+        Ok(Some(reply))
+    }
 }
 
 /// Whether an operation is of no use but to change something.
@@ -177,39 +220,6 @@ fn changes(opcode: Opcode) -> bool {
 /// An empty reply.
 fn done(asked: &Asked<'_>) -> Answer {
     Ok(Some(Output::reply(asked.header.unique)))
-}
-
-fn initialise(asked: &mut Asked<'_>) -> Answer {
-    let major = asked.input.u32()?;
-    let minor = asked.input.u32()?;
-    let mut reply = Output::reply(asked.header.unique);
-    if major > MAJOR {
-        // The guest then speaks our version.
-        reply.u32(MAJOR).u32(MINOR);
-        return Ok(Some(reply));
-    }
-    if major < MAJOR || minor < OLDEST_MINOR {
-        return Err(Errno::PROTO);
-    }
-    let read_ahead = asked.input.u32()?;
-    let offered = asked.input.u32()?;
-    let pages = u16::try_from(MAX_IO / PAGE).map_err(|_| Errno::INVAL)?;
-    let longest = u32::try_from(MAX_IO).map_err(|_| Errno::INVAL)?;
-    reply
-        .u32(MAJOR)
-        .u32(MINOR.min(minor))
-        .u32(read_ahead.min(READ_AHEAD))
-        .u32(offered & init::WANTED)
-        .u16(MAX_BACKGROUND)
-        .u16(CONGESTION)
-        .u32(longest)
-        // Times are exact to the nanosecond.
-        .u32(1)
-        .u16(pages)
-        .u16(0)
-        .u32(0)
-        .bytes(&[0; 28]);
-    Ok(Some(reply))
 }
 
 /// The name of a descriptor in the working directory.
