@@ -3,6 +3,9 @@
 //!
 //! `probe walk DIR` — path, type, mode, owner, size, time, device, extended attributes,
 //! SHA-256 of the content. `probe eat MIB` — touches that much memory, says so.
+//! `probe connect SOCKET TEXT` — says it to a UNIX socket and prints the answer.
+//! `probe map FILE TEXT` — writes the start of a file through a shared mapping and prints
+//! what was there. `probe locks FILE` — whether locks on it exclude each other.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -19,10 +22,84 @@ fn main() -> std::io::Result<()> {
             .get(at)
             .map(|word| word.to_string_lossy().into_owned())
     };
-    match (word(0).as_deref(), word(1)) {
-        (Some("walk"), Some(root)) => walk(Path::new(&root), Path::new(&root)),
-        (Some("eat"), Some(mib)) => eat(mib.parse().unwrap_or(0)),
-        _ => Err(std::io::Error::other("usage: probe walk DIR | eat MIB")),
+    match (word(0).as_deref(), word(1), word(2)) {
+        (Some("walk"), Some(root), _) => walk(Path::new(&root), Path::new(&root)),
+        (Some("eat"), Some(mib), _) => eat(mib.parse().unwrap_or(0)),
+        (Some("connect"), Some(socket), Some(text)) => connect(&socket, &text),
+        (Some("map"), Some(file), Some(text)) => map(&file, text.as_bytes()),
+        (Some("locks"), Some(file), _) => locks(&file),
+        _ => Err(std::io::Error::other(
+            "usage: probe walk DIR | eat MIB | connect SOCKET TEXT | map FILE TEXT | locks FILE",
+        )),
+    }
+}
+
+fn connect(socket: &str, text: &str) -> std::io::Result<()> {
+    let mut connection = std::os::unix::net::UnixStream::connect(socket)?;
+    connection.write_all(text.as_bytes())?;
+    connection.shutdown(std::net::Shutdown::Write)?;
+    std::io::copy(&mut connection, &mut std::io::stdout())?;
+    Ok(())
+}
+
+fn map(path: &str, text: &[u8]) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
+    if length < text.len() {
+        return Err(std::io::Error::other("the file is too short"));
+    }
+    // SAFETY: the mapping is as long as the file, is used here alone, and no longer than
+    // until it is taken away.
+    unsafe {
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
+        if address == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let bytes = std::slice::from_raw_parts_mut(address.cast::<u8>(), length);
+        let shown = std::io::stdout().write_all(&bytes[..text.len()]);
+        bytes[..text.len()].copy_from_slice(text);
+        let synced = libc::msync(address, length, libc::MS_SYNC);
+        libc::munmap(address, length);
+        shown?;
+        if synced != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Two descriptors for flock(2), two processes for fcntl(2).
+fn locks(path: &str) -> std::io::Result<()> {
+    use rustix::fs::{FlockOperation, fcntl_lock, flock};
+    let open = || std::fs::File::options().read(true).write(true).open(path);
+    let (one, other) = (open()?, open()?);
+    flock(&one, FlockOperation::LockExclusive)?;
+    let excluded = flock(&other, FlockOperation::NonBlockingLockExclusive).is_err();
+    flock(&one, FlockOperation::Unlock)?;
+    let free = flock(&other, FlockOperation::NonBlockingLockExclusive).is_ok();
+    println!("flock {excluded} {free}");
+    if std::env::args_os().nth(3).is_some() {
+        let excluded = fcntl_lock(&one, FlockOperation::NonBlockingLockExclusive).is_err();
+        println!("child {excluded}");
+        return Ok(());
+    }
+    fcntl_lock(&one, FlockOperation::LockExclusive)?;
+    flock(&other, FlockOperation::Unlock)?;
+    let child = std::process::Command::new(std::env::current_exe()?)
+        .args(["locks", path, "child"])
+        .status()?;
+    if child.success() {
+        Ok(())
+    } else {
+        Err(std::io::Error::other("the child failed"))
     }
 }
 

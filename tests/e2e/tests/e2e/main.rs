@@ -12,6 +12,7 @@ mod logs;
 mod looks;
 mod promise;
 mod run;
+mod shares;
 mod streams;
 mod terminal;
 mod volumes;
