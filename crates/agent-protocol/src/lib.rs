@@ -16,7 +16,7 @@ mod wire;
 
 pub use connection::{Connection, ConnectionLost, Incoming, MAX_STREAMS, Role, Stream};
 pub use message::{
-    Call, Create, CreateReply, Delete, Exec, FileHeader, Kill, KillAll, LayerExtent,
+    Call, Create, CreateReply, Delete, Exec, FileHeader, Files, Kill, KillAll, LayerExtent,
     MAX_FILE_BYTES, MAX_FILES, Pause, Processes, ReadinessTimes, Request, Resize, Resume, Setup,
     SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Update, Wait,
 };

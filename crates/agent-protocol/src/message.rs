@@ -88,6 +88,8 @@ requests! {
     Stats -> bulkhead_isolation::Stats;
     /// See [`Update`].
     Update -> ();
+    /// See [`Files`].
+    Files -> ();
     /// See [`Delete`].
     Delete -> ();
     /// See [`Shutdown`].
@@ -270,6 +272,16 @@ pub struct Stats;
 pub struct Update {
     /// The new ones.
     pub resources: Resources,
+}
+
+/// A conversation about the container's files, whose bytes follow the reply in both
+/// directions. Legal from [`Create`] on, or after [`Setup`] where nothing is to be created.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Files {
+    /// The container's ID.
+    pub id: String,
+    /// The OCI specification, adapted to the guest, of a container that was not created.
+    pub spec: Option<Box<oci_spec::runtime::Spec>>,
 }
 
 /// Releases the container; the writable layer stays mounted.

@@ -23,6 +23,19 @@ const SCRATCH: &str = "/run/bulkhead/scratch";
 /// Where the container's root is.
 pub const ROOT: &str = "/run/bulkhead/root";
 
+/// Where the layers of the container's root are, the lowest first.
+pub fn layers(count: usize) -> Vec<PathBuf> {
+    let directory = Path::new(LAYERS);
+    (1..=count)
+        .map(|number| directory.join(number.to_string()))
+        .collect()
+}
+
+/// Where the writable layer is.
+pub fn upper() -> PathBuf {
+    Path::new(SCRATCH).join("upper")
+}
+
 /// A disk could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -211,6 +224,9 @@ fn mount_overlay(lower: &[PathBuf]) -> Result<(), DiskError> {
     filesystem.set("workdir", &work)?;
     // As Docker mounts it: a copy of the disk must not be told from the original.
     filesystem.set("index", Path::new("off"))?;
+    // Whole files and directories: the writable layer is read by itself for a commit.
+    filesystem.set("metacopy", Path::new("off"))?;
+    filesystem.set("redirect_dir", Path::new("off"))?;
     filesystem.mount(Path::new(ROOT), MountAttrFlags::empty())
 }
 

@@ -2,9 +2,10 @@
 //! the host that a container may use as its root.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bulkhead_agent_protocol::{ReadinessTimes, Setup, SetupReply};
-use bulkhead_isolation::{ErrorKind, IsolationError, Result};
+use bulkhead_isolation::{ErrorKind, IsolationError, Result, Rootfs};
 
 use crate::{clock, disks};
 
@@ -17,6 +18,8 @@ pub struct Ground {
     root: PathBuf,
     state: PathBuf,
     machine: Option<ReadinessTimes>,
+    /// How many layers the root is made of, once it is.
+    layers: OnceLock<usize>,
 }
 
 impl Ground {
@@ -26,6 +29,7 @@ impl Ground {
             root: disks::ROOT.into(),
             state: STATE.into(),
             machine: Some(times),
+            layers: OnceLock::new(),
         }
     }
 
@@ -35,6 +39,7 @@ impl Ground {
             root,
             state,
             machine: None,
+            layers: OnceLock::new(),
         }
     }
 
@@ -43,9 +48,17 @@ impl Ground {
         self.machine.is_some()
     }
 
-    /// Where the container's root filesystem is after [`Ground::set_up`].
-    pub fn root(&self) -> &Path {
-        &self.root
+    /// The container's root filesystem after [`Ground::set_up`].
+    pub fn rootfs(&self) -> Rootfs {
+        let root = self.root.clone();
+        match self.layers.get() {
+            Some(count) => Rootfs::Stacked {
+                root,
+                layers: disks::layers(*count),
+                upper: disks::upper(),
+            },
+            None => Rootfs::Mounted(root),
+        }
     }
 
     /// A directory for the agent's files.
@@ -80,6 +93,8 @@ impl Ground {
                 };
                 IsolationError::new(kind, error.to_string())
             })?;
+            // Set once: a machine is set up once.
+            let _ = self.layers.set(setup.layers.len());
         }
         times.mounted = clock::uptime_millis();
         Ok(SetupReply {

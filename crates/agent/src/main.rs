@@ -9,6 +9,7 @@ mod boot;
 mod clock;
 mod debug;
 mod disks;
+mod files;
 mod ground;
 mod network;
 mod port;

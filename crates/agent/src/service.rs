@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_agent_protocol::{
-    AcceptShare, Call, Create, CreateReply, Delete, Exec, FileHeader, Kill, KillAll, ListenShare,
-    MAX_FILE_BYTES, MAX_FILES, MAX_MESSAGE, MountShare, Pause, Processes, Request, Resize, Resume,
-    Setup, SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Stream, Update, Wait,
-    WireError, read_message, reply,
+    AcceptShare, Call, Create, CreateReply, Delete, Exec, FileHeader, Files, Kill, KillAll,
+    ListenShare, MAX_FILE_BYTES, MAX_FILES, MAX_MESSAGE, MountShare, Pause, Processes, Request,
+    Resize, Resume, Setup, SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Stream,
+    Update, Wait, WireError, read_message, reply,
 };
 use bulkhead_isolation::{
-    Container, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError, Process,
-    ProcessInfo, Result, Rootfs, VmSettings,
+    Container, ContainerFiles, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError,
+    Process, ProcessInfo, Result, VmSettings,
 };
 use bulkhead_isolation_process::{ProcessIsolation, Reaper};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -208,6 +208,18 @@ impl Service {
                 };
                 answer::<Update>(stream, result).await
             }
+            Request::Files(files) => {
+                let files = self.files(files).await;
+                let (found, result) = match files {
+                    Ok(files) => (Some(files), Ok(())),
+                    Err(error) => (None, Err(error)),
+                };
+                answer::<Files>(stream, result).await?;
+                match found {
+                    Some(found) => crate::files::serve(&*found, stream).await,
+                    None => Ok(()),
+                }
+            }
             Request::Delete(Delete) => {
                 let result = self.delete().await;
                 answer::<Delete>(stream, result).await
@@ -278,7 +290,7 @@ impl Service {
             id: create.id,
             bundle,
             spec,
-            rootfs: Rootfs::Mounted(self.ground.root().to_owned()),
+            rootfs: self.ground.rootfs(),
             injected_files,
             stdin: create.stdin,
             init: create.init,
@@ -410,6 +422,30 @@ impl Service {
             }
             Err(error) => answer::<AcceptShare>(stream, Err(share_error(error))).await,
         }
+    }
+
+    /// The files of the container, or of one that is not there.
+    async fn files(&self, files: Files) -> Result<Arc<dyn ContainerFiles>> {
+        if let Ok(container) = self.container() {
+            return Ok(container.files());
+        }
+        let life = self.life.lock().await;
+        let (Life::SetUp, Some(spec)) = (&*life, files.spec) else {
+            return Err(out_of_order(
+                "there is no container whose files could be shown",
+            ));
+        };
+        let request = CreateRequest {
+            id: files.id,
+            bundle: self.ground.state().join("bundle"),
+            spec: *spec,
+            rootfs: self.ground.rootfs(),
+            injected_files: Vec::new(),
+            stdin: false,
+            init: false,
+            vm: VmSettings::default(),
+        };
+        self.isolation.open_files(request).await
     }
 
     async fn delete(&self) -> Result<()> {

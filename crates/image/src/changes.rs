@@ -15,7 +15,7 @@ const MAX_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// [`ImageError::Change`] that names the instruction.
-pub(crate) fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
+pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
     if changes.iter().map(String::len).sum::<usize>() > MAX_BYTES {
         return Err(ImageError::Change("changes are too long".to_owned()));
     }

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bulkhead_isolation::{
-    Container, ErrorKind, IsolationError, Process, ProcessInfo, Resources, Result, Stats,
+    Container, ContainerFiles, ErrorKind, IsolationError, Process, ProcessInfo, Resources, Result,
+    Stats,
 };
 use oci_spec::runtime::{LinuxBuilder, Process as OciProcess, RootBuilder, Spec, SpecBuilder};
 use rustix::process::Pid;
 
 use crate::cgroup::Cgroup;
+use crate::files::ProcessFiles;
 use crate::isolation::{blocking, console_size, remove_files, unmount, wants_terminal};
 use crate::layout::Layout;
 use crate::process::{ContainerProcess, Launch, Streams};
@@ -27,6 +29,7 @@ pub struct ProcessContainer {
     spec: Spec,
     init: Arc<ContainerProcess>,
     cgroup: Cgroup,
+    files: Arc<ProcessFiles>,
     execs: AtomicU64,
     paused: AtomicBool,
     deleted: tokio::sync::Mutex<bool>,
@@ -40,6 +43,7 @@ impl ProcessContainer {
         spec: Spec,
         init: Arc<ContainerProcess>,
         cgroup: Cgroup,
+        files: Arc<ProcessFiles>,
     ) -> Self {
         Self {
             reaper,
@@ -48,6 +52,7 @@ impl ProcessContainer {
             spec,
             init,
             cgroup,
+            files,
             execs: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             deleted: tokio::sync::Mutex::new(false),
@@ -227,6 +232,10 @@ impl Container for ProcessContainer {
     async fn network_changed(&self) -> Result<()> {
         // The processes are in the namespace, and the files are those of the host.
         Ok(())
+    }
+
+    fn files(&self) -> Arc<dyn ContainerFiles> {
+        Arc::clone(&self.files) as Arc<dyn ContainerFiles>
     }
 
     async fn delete(&self) -> Result<()> {

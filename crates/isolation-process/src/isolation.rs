@@ -7,16 +7,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bulkhead_isolation::{
-    Container, CreateRequest, ErrorKind, Isolation, IsolationError, Result, Rootfs, TerminalSize,
+    Container, ContainerFiles, CreateRequest, ErrorKind, Isolation, IsolationError, Result, Rootfs,
+    TerminalSize,
 };
 use oci_spec::runtime::{Process as OciProcess, Spec};
 
 use crate::cgroup::{self, Cgroup};
 use crate::container::ProcessContainer;
+use crate::files::{self, ProcessFiles};
 use crate::layout::Layout;
 use crate::process::{ContainerProcess, Launch, OomWatch, Streams};
 use crate::reaper::Reaper;
-use crate::wire::{CreateOrder, Order, RootfsOrder};
+use crate::wire::{CreateOrder, MountOrder, Order, RootfsOrder};
 
 /// Makes containers out of this kernel's namespaces and control groups.
 ///
@@ -61,7 +63,9 @@ impl ProcessIsolation {
                     layers: layers.clone(),
                     writable: writable.clone(),
                 },
-                Rootfs::Mounted(path) => RootfsOrder::Mounted(path.clone()),
+                Rootfs::Mounted(path) | Rootfs::Stacked { root: path, .. } => {
+                    RootfsOrder::Mounted(path.clone())
+                }
             },
             injected_files: request.injected_files.clone(),
             init: request
@@ -85,6 +89,7 @@ impl ProcessIsolation {
             .map_err(|error| IsolationError::other("find the control group", error))?;
         // Set once, here.
         let _ = oom.set(cgroup.clone());
+        let files = ProcessFiles::new(Arc::clone(&self.reaper), request, spec);
         Ok(ProcessContainer::new(
             Arc::clone(&self.reaper),
             request.id.clone(),
@@ -92,7 +97,23 @@ impl ProcessIsolation {
             spec.clone(),
             init,
             cgroup,
+            Arc::new(files),
         ))
+    }
+
+    /// Makes our directory in the bundle; it says whether the container exists.
+    fn make_runtime(layout: &Layout, id: &str) -> Result<()> {
+        let mut directory = std::fs::DirBuilder::new();
+        directory.mode(0o700);
+        directory
+            .create(layout.runtime())
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => IsolationError::new(
+                    ErrorKind::AlreadyExists,
+                    format!("container {id} exists already"),
+                ),
+                _ => IsolationError::other(format!("create {}", layout.runtime().display()), error),
+            })
     }
 }
 
@@ -102,17 +123,7 @@ impl Isolation for ProcessIsolation {
         let layout = Layout::new(&request.bundle);
         let mut spec = std::mem::take(&mut request.spec);
         complete(&mut spec, &request.id)?;
-        let mut directory = std::fs::DirBuilder::new();
-        directory.mode(0o700);
-        directory
-            .create(layout.runtime())
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => IsolationError::new(
-                    ErrorKind::AlreadyExists,
-                    format!("container {} exists already", request.id),
-                ),
-                _ => IsolationError::other(format!("create {}", layout.runtime().display()), error),
-            })?;
+        Self::make_runtime(&layout, &request.id)?;
         match self.launch(&request, &spec).await {
             Ok(container) => Ok(Arc::new(container)),
             Err(error) => {
@@ -128,6 +139,30 @@ impl Isolation for ProcessIsolation {
                 let cleaned = cleaned.await;
                 if let Err(error) = cleaned {
                     tracing::warn!(%error, "something of a failed container is left");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_files(&self, request: CreateRequest) -> Result<Arc<dyn ContainerFiles>> {
+        let layout = Layout::new(&request.bundle);
+        let files = ProcessFiles::new(Arc::clone(&self.reaper), &request, &request.spec);
+        let Rootfs::Layers { layers, writable } = request.rootfs else {
+            return Ok(Arc::new(files));
+        };
+        Self::make_runtime(&layout, &request.id)?;
+        let order = Order::Mount(MountOrder {
+            bundle: request.bundle,
+            layers,
+            writable,
+        });
+        let files = files.owning(layout);
+        match files::carry_out(&self.reaper, &order).await {
+            Ok(()) => Ok(Arc::new(files)),
+            Err(error) => {
+                if let Err(error) = files.close().await {
+                    tracing::warn!(%error, "something of a container's files is left");
                 }
                 Err(error)
             }

@@ -10,6 +10,7 @@
 mod cgroup;
 mod console;
 mod container;
+mod files;
 mod helper;
 mod isolation;
 mod layout;

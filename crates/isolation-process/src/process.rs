@@ -216,7 +216,7 @@ async fn created(control: &Control, exec: bool) -> Result<Pid> {
             // the first to be heard; the init of a container is announced by its helper,
             // when libcontainer is done with it.
             Some((Report::Ready, Some(pid))) if exec => return Ok(pid),
-            Some((Report::Ready, _)) => {}
+            Some((Report::Ready | Report::Done, _)) => {}
             Some((Report::Created { pid }, _)) => {
                 return Pid::from_raw(pid)
                     .ok_or_else(|| IsolationError::new(ErrorKind::Other, "init without a PID"));

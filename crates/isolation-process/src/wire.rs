@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use bulkhead_files::protocol::Bind;
 use bulkhead_isolation::{InjectedFile, IsolationError};
 use rustix::fs::MemfdFlags;
 use rustix::net::{
@@ -32,6 +33,8 @@ const MAX_DESCRIPTORS: usize = 4;
 pub enum Order {
     Create(CreateOrder),
     Exec(ExecOrder),
+    Mount(MountOrder),
+    Files(FilesOrder),
 }
 
 /// Make a container and its init.
@@ -57,6 +60,46 @@ pub enum RootfsOrder {
     Mounted(PathBuf),
 }
 
+/// Mount a container's root from its layers, for its files.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MountOrder {
+    pub bundle: PathBuf,
+    pub layers: Vec<PathBuf>,
+    pub writable: PathBuf,
+}
+
+/// Serve a conversation about a container's files; the client comes as a descriptor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FilesOrder {
+    /// Where its root is mounted.
+    pub root: PathBuf,
+    /// Whether nothing may be written to the root.
+    pub read_only: bool,
+    /// What is mounted over it.
+    pub binds: Vec<Bind>,
+    /// Where it is known, what the root is made of.
+    pub stack: Option<StackOrder>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StackOrder {
+    /// The writable layer.
+    pub upper: PathBuf,
+    pub lower: LowerOrder,
+}
+
+/// The layers below, the lowest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum LowerOrder {
+    /// EROFS images, and a directory for their mount points.
+    Blobs {
+        blobs: Vec<PathBuf>,
+        points: PathBuf,
+    },
+    /// Directories in one directory.
+    Directories(Vec<PathBuf>),
+}
+
 /// Make a further process in a container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecOrder {
@@ -77,6 +120,8 @@ pub enum Report {
     Ready,
     /// From the helper: the container exists, this is its init.
     Created { pid: i32 },
+    /// From the helper: what was asked for is done.
+    Done,
     /// It came to nothing; the sender exits.
     Failed(IsolationError),
 }

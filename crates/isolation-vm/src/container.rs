@@ -5,10 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bulkhead_agent_protocol::{Exec, KillAll, Pause, Processes, Resume, Update};
 use bulkhead_isolation::{
-    Container, ErrorKind, IsolationError, Process, ProcessInfo, Resources, Result, Stats,
+    Container, ContainerFiles, ErrorKind, IsolationError, Process, ProcessInfo, Resources, Result,
+    Stats,
 };
 
 use crate::adapt;
+use crate::files::VmFiles;
 use crate::process::{VmProcess, Wanted};
 use crate::sizing::Size;
 use crate::vm::Vm;
@@ -18,12 +20,19 @@ pub struct VmContainer {
     vm: Arc<Vm>,
     init: Arc<VmProcess>,
     size: Size,
+    files: Arc<VmFiles>,
 }
 
 impl VmContainer {
     /// The container whose init this is.
-    pub fn new(vm: Arc<Vm>, init: Arc<VmProcess>, size: Size) -> Self {
-        Self { vm, init, size }
+    pub fn new(vm: Arc<Vm>, init: Arc<VmProcess>, size: Size, id: String) -> Self {
+        let files = Arc::new(VmFiles::of_container(Arc::clone(&vm), id));
+        Self {
+            vm,
+            init,
+            size,
+            files,
+        }
     }
 }
 
@@ -93,6 +102,10 @@ impl Container for VmContainer {
             ErrorKind::Unsupported,
             "the network of a running VM cannot be changed yet",
         ))
+    }
+
+    fn files(&self) -> Arc<dyn ContainerFiles> {
+        Arc::clone(&self.files) as _
     }
 
     async fn delete(&self) -> Result<()> {

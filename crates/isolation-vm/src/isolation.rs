@@ -7,11 +7,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bulkhead_agent_protocol::{Create, FileHeader, LayerExtent, MAX_FILE_BYTES, MAX_FILES, Setup};
 use bulkhead_isolation::{
-    Container, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError, Result, Rootfs,
+    Container, ContainerFiles, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError,
+    Result, Rootfs,
 };
 use bulkhead_machine::{Console, Disk, HostFacts, LayerFile, MAX_LAYERS, MachineConfig, choose};
 
 use crate::container::{VmContainer, wanted};
+use crate::files::VmFiles;
 use crate::guest_dir::GuestDir;
 use crate::process::VmProcess;
 use crate::scratch::ScratchDisk;
@@ -54,9 +56,23 @@ impl VmIsolation {
     }
 }
 
-#[async_trait]
-impl Isolation for VmIsolation {
-    async fn create(&self, mut request: CreateRequest) -> Result<Arc<dyn Container>> {
+/// What a machine is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To run a container.
+    Run,
+    /// To look at the files of one.
+    Files,
+}
+
+/// What became of it.
+enum Made {
+    Container(VmContainer),
+    Files(VmFiles),
+}
+
+impl VmIsolation {
+    async fn make(&self, mut request: CreateRequest, purpose: Purpose) -> Result<Made> {
         let mut spec = std::mem::take(&mut request.spec);
         let shares = SharePlan::take(&mut spec)?;
         let plan = Plan::new(&request, &spec)?;
@@ -130,6 +146,10 @@ impl Isolation for VmIsolation {
                 let connected = shares.connect(&vm).await;
                 vm.keep(shares).await;
                 connected?;
+                if purpose == Purpose::Files {
+                    let files = VmFiles::owning(Arc::clone(&vm), request.id.clone(), spec);
+                    return Ok(Made::Files(files));
+                }
                 let create = Create {
                     id: request.id.clone(),
                     spec: Box::new(spec),
@@ -138,10 +158,14 @@ impl Isolation for VmIsolation {
                     files,
                 };
                 let (created, _stream) = vm.request_with(create, &contents).await?;
-                VmProcess::attach(Arc::clone(&vm), String::new(), created.pid, wanted).await
+                let init =
+                    VmProcess::attach(Arc::clone(&vm), String::new(), created.pid, wanted).await?;
+                let container =
+                    VmContainer::new(Arc::clone(&vm), init, plan.size, request.id.clone());
+                Ok(Made::Container(container))
             };
             match made.await {
-                Ok(init) => Ok((vm, init)),
+                Ok(made) => Ok(made),
                 Err(error) => {
                     vm.kill().await;
                     Err(error)
@@ -149,12 +173,29 @@ impl Isolation for VmIsolation {
             }
         };
         match made.await {
-            Ok((vm, init)) => Ok(Arc::new(VmContainer::new(vm, init, plan.size))),
+            Ok(made) => Ok(made),
             Err(error) => {
                 scratch.discard();
                 release(&runtime_dir);
                 Err(error)
             }
+        }
+    }
+}
+
+#[async_trait]
+impl Isolation for VmIsolation {
+    async fn create(&self, request: CreateRequest) -> Result<Arc<dyn Container>> {
+        match self.make(request, Purpose::Run).await? {
+            Made::Container(container) => Ok(Arc::new(container)),
+            Made::Files(_) => Err(IsolationError::new(ErrorKind::Other, "no container")),
+        }
+    }
+
+    async fn open_files(&self, request: CreateRequest) -> Result<Arc<dyn ContainerFiles>> {
+        match self.make(request, Purpose::Files).await? {
+            Made::Files(files) => Ok(Arc::new(files)),
+            Made::Container(container) => Ok(container.files()),
         }
     }
 

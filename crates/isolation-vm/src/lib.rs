@@ -8,6 +8,7 @@
 
 mod adapt;
 mod container;
+mod files;
 mod guest_dir;
 mod isolation;
 mod probe;

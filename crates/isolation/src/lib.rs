@@ -8,6 +8,7 @@
 mod error;
 mod model;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -49,8 +50,17 @@ pub enum Rootfs {
         /// isolation keeps `upper` and `work` there, hyperv a `scratch.img`.
         writable: PathBuf,
     },
-    /// A directory that somebody has mounted already (the guest agent, containerd).
+    /// A directory that somebody has mounted already (containerd).
     Mounted(PathBuf),
+    /// The same, where it is known what it was made of (the guest agent).
+    Stacked {
+        /// The mounted root.
+        root: PathBuf,
+        /// The layers' directories, the lowest first, all in one directory.
+        layers: Vec<PathBuf>,
+        /// The writable layer's.
+        upper: PathBuf,
+    },
 }
 
 /// Annotation of a specification with the names, separated by commas, of groups that its
@@ -96,6 +106,13 @@ pub trait Isolation: Send + Sync + 'static {
     /// payload, [`ErrorKind::InvalidArgument`] for a specification that cannot be honoured,
     /// [`ErrorKind::Unavailable`] where the host lacks what is needed.
     async fn create(&self, request: CreateRequest) -> Result<Arc<dyn Container>>;
+
+    /// Shows the files of a container that does not run, without running anything in it.
+    /// The request is the one that would create it.
+    ///
+    /// # Errors
+    /// As [`Isolation::create`]; nothing is left behind then.
+    async fn open_files(&self, request: CreateRequest) -> Result<Arc<dyn ContainerFiles>>;
 
     /// Releases what a container left whose supervisor was killed. Called with a bundle
     /// whose supervisor is known to be gone; succeeds when there is nothing to do.
@@ -170,12 +187,33 @@ pub trait Container: Send + Sync {
     /// interface; what was there before goes on working.
     async fn network_changed(&self) -> Result<()>;
 
+    /// Its files, for as long as it exists.
+    fn files(&self) -> Arc<dyn ContainerFiles>;
+
     /// Releases everything but the writable layer. Legal once init has exited, or when it
     /// was never started; kills what is left. Idempotent.
     ///
     /// # Errors
     /// [`ErrorKind::Other`] when something could not be released.
     async fn delete(&self) -> Result<()>;
+}
+
+/// The files of a container: what `cp`, `diff`, `export` and `commit` are made of.
+#[async_trait]
+pub trait ContainerFiles: Send + Sync {
+    /// Serves one conversation about them (`bulkhead-files` has the words) on a connected
+    /// socket, to its end. Any number at a time.
+    ///
+    /// # Errors
+    /// That it could not be served. Whoever asks has had the errors that concern the request.
+    async fn serve(&self, client: UnixStream) -> Result<()>;
+
+    /// Releases what [`Isolation::open_files`] made; the files of a container that exists are
+    /// released with it. Idempotent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Other`] when something could not be released.
+    async fn close(&self) -> Result<()>;
 }
 
 /// One process of a container: created, then started, then exited.

@@ -130,7 +130,7 @@ impl shim_async::Task for TaskService {
             .to_the_end(|task| async move { task.create(creation).await })
             .await?;
         let mut response = CreateTaskResponse::new();
-        response.pid = init.pid();
+        response.pid = init.map_or(0, |init| init.pid());
         Ok(response)
     }
 

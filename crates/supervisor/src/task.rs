@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 
 use bulkhead_isolation::{
-    Container, CreateRequest, ErrorKind, ExitStatus, IsolationError, Result, Rootfs,
+    Container, ContainerFiles, CreateRequest, ErrorKind, ExitStatus, IsolationError, Result, Rootfs,
 };
 use bulkhead_task::bundle::Bundle;
 use bulkhead_task::options::{IsolationKind, TaskOptions};
@@ -35,6 +35,8 @@ pub struct Task {
 struct State {
     id: String,
     container: Option<Arc<dyn Container>>,
+    /// In place of a container, when only its files are wanted.
+    files: Option<Arc<dyn ContainerFiles>>,
     init: Option<Arc<TaskProcess>>,
     execs: HashMap<String, Arc<TaskProcess>>,
     paused: bool,
@@ -82,9 +84,11 @@ impl Task {
     }
 
     /// Makes the container, and its init up to the payload.
-    pub async fn create(&self, creation: Creation) -> Result<Arc<TaskProcess>> {
+    ///
+    /// A task for files only has no process.
+    pub async fn create(&self, creation: Creation) -> Result<Option<Arc<TaskProcess>>> {
         let _life = self.life.lock().await;
-        if self.state().container.is_some() {
+        if self.state().container.is_some() || self.state().files.is_some() {
             return Err(IsolationError::new(
                 ErrorKind::AlreadyExists,
                 format!("container {} exists already", creation.id),
@@ -110,18 +114,25 @@ impl Task {
         };
         let isolation = isolations::make(options.isolation)
             .map_err(|error| IsolationError::other("prepare the isolation", error))?;
-        let container = isolation
-            .create(CreateRequest {
-                id: creation.id.clone(),
-                bundle: self.bundle.path().to_owned(),
-                spec,
-                rootfs,
-                injected_files: options.injected_files,
-                stdin: options.open_stdin,
-                init: options.init,
-                vm: options.vm,
-            })
-            .await?;
+        let request = CreateRequest {
+            id: creation.id.clone(),
+            bundle: self.bundle.path().to_owned(),
+            spec,
+            rootfs,
+            injected_files: options.injected_files,
+            stdin: options.open_stdin,
+            init: options.init,
+            vm: options.vm,
+        };
+        if options.files_only {
+            let files = isolation.open_files(request).await?;
+            let mut state = self.state();
+            state.id = creation.id;
+            state.files = Some(files);
+            state.root = mounted;
+            return Ok(None);
+        }
+        let container = isolation.create(request).await?;
         let process = container.init();
         let hub = Hub::start(
             process.take_stdio(),
@@ -139,7 +150,7 @@ impl Task {
             state.init = Some(Arc::clone(&init));
         }
         connected.map_err(|error| IsolationError::other("open the named pipes", error))?;
-        Ok(init)
+        Ok(Some(init))
     }
 
     /// Where the root is of a container that is not our daemon's: what is to be mounted goes
@@ -196,6 +207,14 @@ impl Task {
         state.container.clone().ok_or_else(|| {
             IsolationError::new(ErrorKind::NotFound, "the container has not been created")
         })
+    }
+
+    /// The container's files, whether it runs or not.
+    pub fn files(&self) -> Result<Arc<dyn ContainerFiles>> {
+        if let Some(files) = self.state().files.clone() {
+            return Ok(files);
+        }
+        Ok(self.container()?.files())
     }
 
     /// Init for an empty ID, else an exec.
@@ -271,6 +290,12 @@ impl Task {
     /// Releases an exec that has exited or was never started, or the container.
     pub async fn delete(&self, exec_id: &str) -> Result<(u32, ExitStatus)> {
         let _life = self.life.lock().await;
+        let files = self.state().files.take().filter(|_| exec_id.is_empty());
+        if let Some(files) = files {
+            files.close().await?;
+            self.state().root = None;
+            return Ok((0, never_ran()));
+        }
         let process = self.process(exec_id)?;
         if process.exited().is_none() {
             if process.started().await {
@@ -308,7 +333,8 @@ impl Task {
 
     /// Ends the container because the supervisor is told to end.
     pub async fn end(&self) {
-        if self.container().is_err() {
+        let only_files = self.state().files.is_some();
+        if self.container().is_err() && !only_files {
             return;
         }
         if let Ok(init) = self.process("") {
@@ -319,6 +345,16 @@ impl Task {
         if let Err(error) = self.delete("").await {
             tracing::error!(%error, "the container could not be deleted");
         }
+    }
+}
+
+/// The exit of a task that had no process.
+fn never_ran() -> ExitStatus {
+    ExitStatus {
+        code: 0,
+        at: jiff::Timestamp::now(),
+        oom_killed: false,
+        failure: None,
     }
 }
 
@@ -334,6 +370,7 @@ fn foreign_options(fifos: &Fifos) -> TaskOptions {
         init: false,
         log: None,
         vm: bulkhead_isolation::VmSettings::default(),
+        files_only: false,
     }
 }
 

@@ -10,6 +10,9 @@
 //! output was sent. A slow client slows the process's output down; it never loses bytes.
 //!
 //! Attaching is legal from Task Create (or Exec) on, before Start, so nothing is missed.
+//!
+//! A request for files ([`AttachRequest::files`]) asks for no streams: after an `ok` reply the
+//! connection carries one conversation of `bulkhead-files` about the container's files.
 
 use std::io;
 
@@ -21,7 +24,7 @@ use tokio::net::UnixStream;
 pub const MAX_LINE: usize = 4096;
 
 /// What a client asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachRequest {
     /// Exec ID; empty for init.
     pub exec_id: String,
@@ -31,6 +34,9 @@ pub struct AttachRequest {
     pub stdout: bool,
     /// Whether stderr is wanted.
     pub stderr: bool,
+    /// Whether the files are wanted, and no streams.
+    #[serde(default)]
+    pub files: bool,
 }
 
 /// The answer.

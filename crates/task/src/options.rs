@@ -73,6 +73,10 @@ pub struct TaskOptions {
     /// For hyperv.
     #[serde(default)]
     pub vm: VmSettings,
+    /// Show the files only: nothing is run, and the task has no process. It is released by
+    /// Delete like any other.
+    #[serde(default)]
+    pub files_only: bool,
 }
 
 /// The json-file (and local) log of a container.

@@ -85,6 +85,7 @@ async fn attach(
         stdin,
         stdout: params.flag("stdout"),
         stderr: params.flag("stderr"),
+        files: false,
     };
     let attachment = Attachment {
         stream: params.flag("stream"),

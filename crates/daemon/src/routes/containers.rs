@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, post};
 use serde_json::{Value, json};
 
 use super::body;
@@ -34,18 +34,6 @@ pub fn router() -> Router<AppState> {
         .route("/containers/{id}/wait", post(wait))
         .route("/containers/{id}/update", post(update))
         .route("/containers/{id}", delete(remove))
-        .route("/containers/{id}/changes", get(later))
-        .route("/containers/{id}/export", get(later))
-        .route(
-            "/containers/{id}/archive",
-            get(later).put(later).head(later),
-        )
-}
-
-async fn later() -> ApiError {
-    ApiError::not_implemented(
-        "copying, exporting and comparing containers is not available in this version of bulkhead",
-    )
 }
 
 async fn create(State(state): State<AppState>, params: Params, body: Body) -> ApiResult<Response> {

@@ -2,6 +2,7 @@
 //! version; [`crate::connection`] takes `/v1.NN` off before the request gets here.
 
 pub mod body;
+pub mod container_files;
 pub mod container_streams;
 pub mod container_views;
 pub mod containers;
@@ -29,6 +30,7 @@ pub fn router(state: AppState) -> Router {
         .merge(images::router())
         .merge(networks::router())
         .merge(containers::router())
+        .merge(container_files::router())
         .merge(container_streams::router())
         .merge(container_views::router())
         .fallback(|| async { ApiError::not_found("page not found") })

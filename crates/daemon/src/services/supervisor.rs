@@ -417,6 +417,18 @@ impl Task {
         attach::connect(&attach_socket(&self.exec_root, &self.id), request).await
     }
 
+    /// Begins a conversation about the container's files.
+    ///
+    /// # Errors
+    /// What the supervisor says.
+    pub async fn files(&self) -> std::io::Result<UnixStream> {
+        let request = AttachRequest {
+            files: true,
+            ..AttachRequest::default()
+        };
+        self.attach(&request).await.map(|(stream, _)| stream)
+    }
+
     /// Whether the supervisor has ended.
     pub fn is_gone(&self) -> bool {
         futures::FutureExt::now_or_never(self.gone()).is_some()

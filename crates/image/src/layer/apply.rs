@@ -10,7 +10,8 @@ use bulkhead_erofs::{
     Attributes, ImageWriter, NodeId, NodeKind, Options, Special, Summary, Timestamp, WriterError,
 };
 
-use super::tar_stream::{Entry, EntryKind, TarStream, readable};
+use bulkhead_tar::{Entry, EntryKind, TarStream, readable};
+
 use crate::error::{ImageError, Result};
 
 /// Most entries of one tar, extensions not counted.

@@ -5,18 +5,16 @@
 
 mod apply;
 mod compression;
-mod pax;
 mod pipeline;
-mod tar_stream;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 
 use bulkhead_erofs::{Limits, Options};
 
+pub(crate) use bulkhead_tar::{EntryKind, TarError, TarStream, readable};
 pub(crate) use compression::{Compression, decoder};
 pub(crate) use pipeline::{Kept, KeptTar};
-pub(crate) use tar_stream::{EntryKind, TarError, TarStream, readable};
 
 use crate::digest::Digest;
 use crate::error::{ImageError, Result};
@@ -37,6 +35,24 @@ pub struct ConvertedLayer {
     pub content_bytes: u64,
     /// How many inodes the image has.
     pub inodes: u64,
+}
+
+/// Whether a stream that begins so (6 bytes tell) is compressed in a way that layers are.
+pub fn is_compressed(prefix: &[u8]) -> bool {
+    Compression::detect(prefix) != Compression::Plain
+}
+
+/// A stream without its compression, if it has one, within bounded memory. Reads its first
+/// bytes at once.
+///
+/// # Errors
+/// What the stream says.
+pub fn decompressed(mut source: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+    let mut prefix = Vec::new();
+    let most = u64::try_from(Compression::PREFIX).unwrap_or(u64::MAX);
+    source.by_ref().take(most).read_to_end(&mut prefix)?;
+    let compression = Compression::detect(&prefix);
+    decoder(io::Cursor::new(prefix).chain(source), compression)
 }
 
 /// Converts one layer, plain or compressed (gzip, zstd, xz, bzip2, told by its first bytes),

@@ -6,6 +6,7 @@ mod create;
 mod devices;
 mod docker_init;
 mod exec;
+mod files;
 mod limits;
 mod lookup;
 mod payload;
@@ -84,20 +85,31 @@ fn sealed_program() -> rustix::io::Result<OwnedFd> {
         propagation: 0,
         userns_fd: 0,
     };
+    set_attributes(&mount, &attributes, false)?;
+    Ok(mount)
+}
+
+/// `mount_setattr(2)` on a mount that is open, and with `recursive` on those below it.
+fn set_attributes(
+    mount: &OwnedFd,
+    attributes: &libc::mount_attr,
+    recursive: bool,
+) -> rustix::io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `attributes` outlives the call and is as large as it says; the path is an
     // empty C string, which with AT_EMPTY_PATH names the descriptor itself.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            std::os::fd::AsRawFd::as_raw_fd(&mount),
+            std::os::fd::AsRawFd::as_raw_fd(mount),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of_val(&attributes),
+            flags,
+            std::ptr::from_ref(attributes),
+            size_of_val(attributes),
         )
     };
     match result {
-        0 => Ok(mount),
+        0 => Ok(()),
         _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
@@ -136,11 +148,16 @@ fn serve() -> Result<()> {
     let diagnosis = diagnosis::record();
     let outcome = match order {
         Order::Create(order) => create::run(order, streams, control.as_fd()).map(Some),
-        Order::Exec(order) => exec::run(order, streams, control.as_fd()).map(|()| None),
+        Order::Exec(order) => match exec::run(order, streams, control.as_fd()) {
+            Ok(()) => return Ok(()),
+            Err(error) => Err(error),
+        },
+        Order::Mount(order) => files::mount(&order).map(|()| None),
+        Order::Files(order) => return files::serve(&order, streams),
     };
     let report = match outcome {
         Ok(Some(pid)) => Report::Created { pid },
-        Ok(None) => return Ok(()),
+        Ok(None) => Report::Done,
         Err(mut error) => {
             if let Some(detail) = diagnosis.and_then(diagnosis::first) {
                 error.message = format!("{}: {detail}", error.message);

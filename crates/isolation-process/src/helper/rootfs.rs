@@ -93,31 +93,41 @@ pub fn mount(layout: &Layout, layers: &[PathBuf], writable: &Path) -> Result<Mou
 /// What the kernel says.
 pub fn mount_image(layers: &[PathBuf], scratch: &Path) -> Result<PathBuf> {
     let root = scratch.join("root");
-    make_directory(&root)?;
-    std::env::set_current_dir(scratch)
-        .map_err(|error| IsolationError::other(format!("enter {}", scratch.display()), error))?;
+    let mut names = mount_layers(layers, scratch)?;
     // Without a writable layer, an overlay wants at least two others.
-    let mut lower = Vec::new();
-    for (index, blob) in layers.iter().enumerate() {
+    while names.len() < 2 {
+        let empty = format!("none{}", names.len());
+        make_directory(Path::new(&empty))?;
+        names.insert(0, empty);
+    }
+    mount_stack(&names, &root)?;
+    Ok(root)
+}
+
+/// Mounts layer blobs, the lowest first, each in a directory of its own in `points`; their
+/// names. They stay mounted.
+pub fn mount_layers(blobs: &[PathBuf], points: &Path) -> Result<Vec<String>> {
+    std::env::set_current_dir(points)
+        .map_err(|error| IsolationError::other(format!("enter {}", points.display()), error))?;
+    let mut names = Vec::with_capacity(blobs.len());
+    for (index, blob) in blobs.iter().enumerate() {
         let point = index.to_string();
         make_directory(Path::new(&point))?;
         mount_blob(blob, &point)?;
-        lower.insert(0, point);
+        names.push(point);
     }
-    while lower.len() < 2 {
-        let empty = format!("none{}", lower.len());
-        make_directory(Path::new(&empty))?;
-        lower.push(empty);
-    }
+    Ok(names)
+}
+
+/// Mounts the directories of these names in the current one, the lowest first, as one, read
+/// only.
+pub fn mount_stack(names: &[String], point: &Path) -> Result<()> {
+    let lower: Vec<&str> = names.iter().rev().map(String::as_str).collect();
     let options = CString::new(format!("lowerdir={}", lower.join(":")))
         .map_err(|error| IsolationError::other("name the layers", error))?;
-    rustix::mount::mount("overlay", &root, "overlay", MountFlags::RDONLY, &*options).map_err(
-        |error| {
-            let what = format!("mount overlay of {} layers", layers.len());
-            IsolationError::other(what, error)
-        },
-    )?;
-    Ok(root)
+    make_directory(point)?;
+    rustix::mount::mount("overlay", point, "overlay", MountFlags::RDONLY, &*options)
+        .map_err(|error| IsolationError::other("mount the layers as one", error))
 }
 
 fn make_directory(path: &Path) -> Result<()> {
@@ -131,11 +141,9 @@ fn make_directory(path: &Path) -> Result<()> {
 }
 
 fn mount_all(layers: &[PathBuf], writable: &Path, root: &Path) -> Result<()> {
-    for (index, blob) in layers.iter().enumerate() {
-        let point = index.to_string();
-        make_directory(Path::new(&point))?;
-        mount_blob(blob, &point)?;
-    }
+    let points = std::env::current_dir()
+        .map_err(|error| IsolationError::other("find the layers' directory", error))?;
+    mount_layers(layers, &points)?;
     // Overlayfs wants at least one lower directory, and names the highest first. The names
     // are relative to the current directory, because all must fit in one page.
     let lower = if layers.is_empty() {
@@ -151,9 +159,10 @@ fn mount_all(layers: &[PathBuf], writable: &Path, root: &Path) -> Result<()> {
     // By descriptor: a path might contain what the option syntax gives a meaning to.
     let directory = open_directory(writable)?;
     let writable_fd = directory.as_raw_fd();
+    // Whole files and directories: the writable layer is read by itself for a commit.
     let options = format!(
         "lowerdir={lower},upperdir=/proc/self/fd/{writable_fd}/upper,\
-         workdir=/proc/self/fd/{writable_fd}/work,index=off"
+         workdir=/proc/self/fd/{writable_fd}/work,index=off,metacopy=off,redirect_dir=off"
     );
     let options =
         CString::new(options).map_err(|error| IsolationError::other("name the layers", error))?;

@@ -31,6 +31,10 @@ async fn client(mut stream: UnixStream, task: Arc<Task>) {
     let Ok(request) = read_line::<AttachRequest>(&mut stream).await else {
         return;
     };
+    if request.files {
+        files(stream, &task).await;
+        return;
+    }
     let hub = match task.hub(&request.exec_id) {
         Ok(hub) => hub,
         Err(error) => {
@@ -63,6 +67,23 @@ async fn client(mut stream: UnixStream, task: Arc<Task>) {
     receive(reader, &hub, request.stdin).await;
     // The client has said all; it may still listen.
     let _ = outputs.await;
+}
+
+/// A conversation about the container's files.
+async fn files(mut stream: UnixStream, task: &Task) {
+    let found = task.files();
+    let reply = AttachReply {
+        ok: found.is_ok(),
+        terminal: false,
+        error: found.as_ref().err().map(|error| error.message.clone()),
+    };
+    let answered = write_line(&mut stream, &reply).await;
+    let (Ok(files), Ok(()), Ok(stream)) = (found, answered, stream.into_std()) else {
+        return;
+    };
+    if let Err(error) = files.serve(stream).await {
+        tracing::warn!(%error, "a request for files was not served");
+    }
 }
 
 /// Sends output until its end, then ends the connection's half.

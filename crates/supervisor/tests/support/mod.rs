@@ -295,6 +295,7 @@ impl Shim {
                 max_files: 1,
             }),
             vm: Default::default(),
+            files_only: false,
         };
         let started = Command::new(binary())
             .args([
@@ -383,6 +384,7 @@ impl Shim {
             stdin,
             stdout: true,
             stderr: true,
+            files: false,
         };
         let socket = bundle::attach_socket(&self.exec_root, &self.id);
         attach::connect(&socket, &request).await.unwrap().0

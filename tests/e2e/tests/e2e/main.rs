@@ -4,6 +4,7 @@ mod bad_input;
 mod daemon_restart;
 mod exec;
 mod failure;
+mod files;
 mod images;
 mod layers;
 mod lifecycle;

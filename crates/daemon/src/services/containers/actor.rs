@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::model::{Record, Status, View};
+use super::rest::{FilesAccess, Rest};
 use super::{Handle, Shared, UpdateRequest, names};
 use crate::error::{ApiError, ApiResult};
 use crate::services::supervisor::Task;
@@ -120,6 +121,16 @@ pub enum Command {
         /// When it is out.
         reply: Reply<()>,
     },
+    /// Get at the files, whether it runs or not.
+    OpenFiles {
+        /// The answer.
+        reply: Reply<FilesAccess>,
+    },
+    /// From the timer: nobody has looked at the files of a container at rest for a while.
+    FilesIdle {
+        /// Which time that they were opened.
+        number: u64,
+    },
     /// From the waiter: the payload ended.
     Exited {
         /// Which run.
@@ -155,7 +166,11 @@ pub(super) struct Actor {
     view: watch::Sender<Arc<View>>,
     mailbox: mpsc::Receiver<Command>,
     /// For timers and waiters, which don't keep the container alive.
-    own_mailbox: mpsc::WeakSender<Command>,
+    pub(super) own_mailbox: mpsc::WeakSender<Command>,
+    /// The supervisor that shows the files while there is no payload.
+    pub(super) rest: Option<Rest>,
+    /// How often they were opened.
+    pub(super) rests: u64,
     exits: u64,
     run: u64,
     pub(super) waiting_attaches: Vec<(AttachRequest, oneshot::Sender<UnixStream>)>,
@@ -189,6 +204,8 @@ pub(super) fn spawn(shared: &Arc<Shared>, record: Record, task: Option<Arc<Task>
         view: view_sender,
         mailbox,
         own_mailbox: commands.downgrade(),
+        rest: None,
+        rests: 0,
         exits: 0,
         run: 0,
         waiting_attaches: Vec::new(),
@@ -217,6 +234,7 @@ impl Actor {
                 break;
             }
         }
+        self.close_rest().await;
     }
 
     async fn handle(&mut self, command: Command) {
@@ -294,6 +312,11 @@ impl Actor {
                 self.shared.event(&self.record, &action, &attributes);
                 let _ = reply.send(Ok(()));
             }
+            Command::OpenFiles { reply } => {
+                let outcome = self.open_files().await;
+                let _ = reply.send(outcome);
+            }
+            Command::FilesIdle { number } => self.files_idle(number).await,
             Command::Exited { run, status } => {
                 if run == self.run && self.task.is_some() {
                     self.exited(status).await;
@@ -398,6 +421,7 @@ impl Actor {
     }
 
     async fn launch(&mut self) -> ApiResult<()> {
+        self.finish_rest().await;
         match super::launch::launch(self).await {
             Ok((task, pid)) => {
                 self.adopt(task);
@@ -601,6 +625,9 @@ impl Actor {
                 }
             }
         } else {
+            if !force {
+                self.finish_rest().await;
+            }
             self.finish_removal().await;
         }
     }
@@ -685,6 +712,7 @@ impl Actor {
         let before = self.record.state.status;
         self.record.state.status = Status::Removing;
         self.show(false);
+        self.close_rest().await;
         let volumes = self.remove_volumes || self.record.auto_remove();
         let outcome = super::remove::erase(&self.shared, &self.record, volumes).await;
         match &outcome {

@@ -337,6 +337,7 @@ impl Containers {
                 stdin,
                 stdout: request.attach_stdout.unwrap_or(false),
                 stderr: request.attach_stderr.unwrap_or(false),
+                files: false,
             };
             match task.attach(&attach).await {
                 Ok((stream, _)) => Some(stream),

@@ -62,7 +62,8 @@ async fn attempt(
     let mounts = super::mounts::prepare(shared, &actor.record)
         .await
         .map_err(LaunchFailure::other)?;
-    write_bundle(shared, &actor.record, &bundle, &mounts)?;
+    let netns = network::namespace_path(shared, &actor.record).map_err(LaunchFailure::other)?;
+    write_bundle(shared, &actor.record, &bundle, &mounts, netns.as_deref())?;
     // The namespace's file is a mount that has to be there when the supervisor takes its copy
     // of the mounts.
     let injected_files = prepare(actor, shared).await?;
@@ -132,13 +133,13 @@ async fn run(
     Ok(if started == 0 { created } else { started })
 }
 
-fn write_bundle(
+pub(super) fn write_bundle(
     shared: &Arc<Shared>,
     record: &Record,
     bundle: &Bundle,
     mounts: &[HostMount],
+    netns: Option<&Path>,
 ) -> Result<(), LaunchFailure> {
-    let netns = network::namespace_path(shared, record).map_err(LaunchFailure::other)?;
     let parent = record
         .host_config
         .cgroup_parent
@@ -152,7 +153,7 @@ fn write_bundle(
         hostname: record.hostname(),
         config: &record.config,
         host_config: &record.host_config,
-        network_namespace: netns.as_deref(),
+        network_namespace: netns,
         cgroups_path: Path::new(&cgroup),
         mounts,
         facts: &shared.facts,
@@ -235,7 +236,7 @@ async fn blocking<T: Send + 'static>(
         .map_err(LaunchFailure::other)
 }
 
-fn options(
+pub(super) fn options(
     shared: &Arc<Shared>,
     record: &Record,
     injected_files: Vec<InjectedFile>,
@@ -251,6 +252,7 @@ fn options(
         init: record.host_config.init.unwrap_or(false),
         log: super::files::log_options(record, &files),
         vm: shared.config.vm.clone(),
+        files_only: false,
     }
 }
 
@@ -350,7 +352,7 @@ async fn forget_namespace(shared: &Shared, id: &str) {
 }
 
 /// A handful of small files.
-fn forget_bundle(shared: &Shared, id: &str) {
+pub(super) fn forget_bundle(shared: &Shared, id: &str) {
     let exec_root = &shared.config.exec_root;
     for socket in [
         bulkhead_task::bundle::task_socket(exec_root, id),

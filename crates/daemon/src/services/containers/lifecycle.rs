@@ -6,6 +6,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::actor::{AttachTarget, Command};
 use super::model::{Status, View};
+use super::rest::FilesAccess;
 use super::{Containers, Handle, signals};
 use crate::error::{ApiError, ApiResult};
 
@@ -257,6 +258,14 @@ impl Handle {
             reply,
         })
         .await
+    }
+
+    /// Gets at its files, whether it runs or not.
+    ///
+    /// # Errors
+    /// 404 when it has gone; why its files cannot be shown.
+    pub async fn open_files(&self) -> ApiResult<FilesAccess> {
+        self.ask(|reply| Command::OpenFiles { reply }).await
     }
 
     /// Gets at its streams, now or when it starts.

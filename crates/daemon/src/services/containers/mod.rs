@@ -5,6 +5,8 @@
 //! never waits. The store is written before a change is acknowledged.
 
 mod actor;
+pub mod archive;
+mod commit;
 mod create;
 pub mod exec;
 mod files;
@@ -17,6 +19,7 @@ mod names;
 mod network;
 mod recovery;
 mod remove;
+mod rest;
 pub mod signals;
 pub mod top;
 mod update;
@@ -39,6 +42,8 @@ use crate::services::volumes::Volumes;
 use crate::store::Store;
 
 pub use actor::{AttachTarget, Command};
+pub use archive::WriteArchive;
+pub use commit::CommitRequest;
 pub use create::{Created, new_id};
 pub use exec::{Exec, ExecRequest, ExecState};
 pub use model::{Record, State, Status, View};

@@ -6,18 +6,18 @@ use std::io::{self, BufRead, Read};
 
 use bulkhead_erofs::{Extent, Timestamp};
 
-use super::pax::PaxHeader;
+use crate::pax::PaxHeader;
 
 const RECORD: usize = 512;
 const RECORD_U64: u64 = 512;
 /// Most bytes of one pax header or GNU long name; Go's reader, and so docker, has the same.
 const MAX_EXTENSION: u64 = 1 << 20;
 /// Most extents of one sparse file.
-pub(crate) const MAX_EXTENTS: usize = 1 << 20;
+pub const MAX_EXTENTS: usize = 1 << 20;
 
 /// Why a stream is not (any more) a tar stream that we read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TarError {
+pub enum TarError {
     /// The stream failed.
     #[error("read the tar stream")]
     Read(#[from] io::Error),
@@ -33,37 +33,61 @@ type Result<T> = std::result::Result<T, TarError>;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EntryKind {
+pub enum EntryKind {
+    /// A regular file.
     File,
+    /// Another name of an entry before.
     HardLink,
+    /// A symbolic link.
     Symlink,
-    CharacterDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    /// A character device.
+    CharacterDevice {
+        /// Driver.
+        major: u32,
+        /// Device.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Driver.
+        major: u32,
+        /// Device.
+        minor: u32,
+    },
+    /// A directory.
     Directory,
+    /// A named pipe.
     Fifo,
 }
 
 /// One entry; its data is read through [`TarStream`].
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) path: Vec<u8>,
-    pub(crate) kind: EntryKind,
+pub struct Entry {
+    /// Its name as it stands in the archive.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
     /// Target of a link.
-    pub(crate) link: Vec<u8>,
-    pub(crate) mode: u16,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Timestamp,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub link: Vec<u8>,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When it was changed.
+    pub mtime: Timestamp,
+    /// Extended attributes, whole names.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// The file's size.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Where the data goes, if the file is sparse.
-    pub(crate) extents: Option<Vec<Extent>>,
+    pub extents: Option<Vec<Extent>>,
 }
 
 /// A tar stream, positioned in the data of the entry that was returned last. Reading it reads
 /// that data and ends with it.
-pub(crate) struct TarStream<R> {
+pub struct TarStream<R> {
     input: R,
     /// Bytes of the current entry's data that are not consumed.
     remaining: u64,
@@ -73,7 +97,8 @@ pub(crate) struct TarStream<R> {
 }
 
 impl<R: BufRead> TarStream<R> {
-    pub(crate) fn new(input: R) -> Self {
+    /// A stream at the beginning of an archive.
+    pub fn new(input: R) -> Self {
         Self {
             input,
             remaining: 0,
@@ -83,7 +108,10 @@ impl<R: BufRead> TarStream<R> {
     }
 
     /// Skips what is left of the current entry and reads the next one's headers.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>> {
+    ///
+    /// # Errors
+    /// See [`TarError`].
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut pax = PaxHeader::default();
         let mut long_name: Option<Vec<u8>> = None;
         let mut long_link: Option<Vec<u8>> = None;
@@ -117,7 +145,10 @@ impl<R: BufRead> TarStream<R> {
     }
 
     /// Reads to the stream's very end. What follows the end marker is part of a layer's digest.
-    pub(crate) fn drain(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub fn drain(&mut self) -> Result<()> {
         loop {
             let length = self.input.fill_buf()?.len();
             if length == 0 {
@@ -442,7 +473,7 @@ fn truncated(error: io::Error, what: &str) -> TarError {
 }
 
 /// For messages: lossy, cut to 200 characters.
-pub(crate) fn readable(path: &[u8]) -> String {
+pub fn readable(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
     text.chars()
         .flat_map(char::escape_default)

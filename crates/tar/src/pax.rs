@@ -2,7 +2,7 @@
 
 use bulkhead_erofs::{Extent, Timestamp};
 
-use super::tar_stream::MAX_EXTENTS;
+use crate::reader::MAX_EXTENTS;
 
 /// Most xattrs on one entry.
 const MAX_XATTRS: usize = 1024;

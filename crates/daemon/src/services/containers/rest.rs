@@ -1,0 +1,208 @@
+//! The files of a container that does not run: a supervisor shows them, without a payload,
+//! for as long as somebody looks and a moment longer, since requests come in twos and threads
+//! (`docker cp` asks what is there before it copies).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_isolation::InjectedFile;
+use bulkhead_task::bundle::Bundle;
+use tokio::sync::watch;
+
+use super::actor::Actor;
+use super::model::{Record, Status};
+use super::{Command, Containers, Shared, launch};
+use crate::error::{ApiError, ApiResult};
+use crate::services::supervisor::{self, Task};
+
+/// How long the files are kept open when nobody looks any more.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A supervisor that shows files, as its container's owner task has it.
+pub(super) struct Rest {
+    task: Arc<Task>,
+    /// How many look.
+    users: watch::Sender<usize>,
+    number: u64,
+}
+
+/// The files of a container, for as long as this lives.
+#[derive(Debug)]
+pub struct FilesAccess {
+    task: Arc<Task>,
+    /// Of a container that does not run: we are one of those who look.
+    users: Option<watch::Sender<usize>>,
+}
+
+impl FilesAccess {
+    /// Whom to ask.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+}
+
+impl Drop for FilesAccess {
+    fn drop(&mut self) {
+        if let Some(users) = &self.users {
+            users.send_modify(|count| *count = count.saturating_sub(1));
+        }
+    }
+}
+
+impl Actor {
+    /// Gives access to the files, whether the container runs or not.
+    pub(super) async fn open_files(&mut self) -> ApiResult<FilesAccess> {
+        if matches!(self.record.state.status, Status::Removing | Status::Dead) {
+            return Err(ApiError::conflict(
+                "container is marked for removal: its files cannot be used",
+            ));
+        }
+        if let Some(task) = &self.task {
+            return Ok(FilesAccess {
+                task: Arc::clone(task),
+                users: None,
+            });
+        }
+        if self.rest.as_ref().is_some_and(|rest| rest.task.is_gone()) {
+            self.close_rest().await;
+        }
+        if self.rest.is_none() {
+            let task = launch_files(&self.shared, &self.record).await?;
+            self.rests += 1;
+            let rest = Rest {
+                task,
+                users: watch::Sender::new(0),
+                number: self.rests,
+            };
+            self.close_when_idle(&rest);
+            self.rest = Some(rest);
+        }
+        let rest = self.rest.as_ref();
+        let rest = rest.ok_or_else(|| ApiError::conflict("the container's files are in use"))?;
+        rest.users.send_modify(|count| *count += 1);
+        Ok(FilesAccess {
+            task: Arc::clone(&rest.task),
+            users: Some(rest.users.clone()),
+        })
+    }
+
+    fn close_when_idle(&self, rest: &Rest) {
+        let mut users = rest.users.subscribe();
+        let mailbox = self.own_mailbox.clone();
+        let number = rest.number;
+        tokio::spawn(async move {
+            loop {
+                // The first user comes at once.
+                if users.wait_for(|count| *count > 0).await.is_err()
+                    || users.wait_for(|count| *count == 0).await.is_err()
+                {
+                    return;
+                }
+                let again = users.wait_for(|count| *count > 0);
+                if tokio::time::timeout(LINGER, again).await.is_err() {
+                    break;
+                }
+            }
+            if let Some(mailbox) = mailbox.upgrade() {
+                let _ = mailbox.send(Command::FilesIdle { number }).await;
+            }
+        });
+    }
+
+    /// The timer's word that nobody has looked for a while.
+    pub(super) async fn files_idle(&mut self, number: u64) {
+        let Some(rest) = &self.rest else { return };
+        if rest.number != number {
+            return;
+        }
+        if *rest.users.borrow() > 0 {
+            self.close_when_idle(rest);
+            return;
+        }
+        self.close_rest().await;
+    }
+
+    /// Waits until nobody looks at the files of the container at rest, and closes them: it is
+    /// about to run, or to go.
+    pub(super) async fn finish_rest(&mut self) {
+        if let Some(rest) = &self.rest {
+            let mut users = rest.users.subscribe();
+            // The sender is ours.
+            let _ = users.wait_for(|count| *count == 0).await;
+            self.close_rest().await;
+        }
+    }
+
+    /// Closes them, whoever looks.
+    pub(super) async fn close_rest(&mut self) {
+        let Some(rest) = self.rest.take() else {
+            return;
+        };
+        release_files(&self.shared, &self.record, &rest.task).await;
+    }
+}
+
+/// Starts a supervisor that shows the files. On an error nothing is left.
+async fn launch_files(shared: &Arc<Shared>, record: &Record) -> ApiResult<Arc<Task>> {
+    let binary = supervisor::find_binary()?;
+    let bundle = Bundle::of(&shared.config.exec_root, &record.id);
+    let mounts = super::mounts::prepare(shared, record).await?;
+    let launched = async {
+        // Nothing runs, so there is no such namespace.
+        let netns = shared.netns_path(&record.id);
+        launch::write_bundle(shared, record, &bundle, &mounts, Some(&netns))
+            .map_err(|failure| failure.error)?;
+        let task = Task::launch(&binary, &shared.config.exec_root, &record.id).await?;
+        let mut options = launch::options(shared, record, generated(shared, record));
+        options.files_only = true;
+        match task.create(&options, false).await {
+            Ok(_) => Ok(Arc::new(task)),
+            Err(error) => {
+                if !task.is_gone() {
+                    task.shutdown().await;
+                }
+                Err(ApiError::from(error))
+            }
+        }
+    };
+    let launched = launched.await;
+    if launched.is_err() {
+        launch::sweep(shared, &record.id).await;
+        launch::forget_bundle(shared, &record.id);
+        super::mounts::unmount(shared, record).await;
+    }
+    launched
+}
+
+async fn release_files(shared: &Arc<Shared>, record: &Record, task: &Task) {
+    let released = task.delete("").await;
+    if let Err(error) = &released {
+        tracing::warn!(id = %record.id, %error, "files could not be released; sweeping");
+    }
+    task.shutdown().await;
+    if released.is_err() {
+        launch::sweep(shared, &record.id).await;
+    }
+    launch::forget_bundle(shared, &record.id);
+    super::mounts::unmount(shared, record).await;
+}
+
+/// The generated files that an earlier run left.
+fn generated(shared: &Arc<Shared>, record: &Record) -> Vec<InjectedFile> {
+    let containers = Containers {
+        shared: Arc::clone(shared),
+    };
+    let files = containers.files(record);
+    [
+        (files.resolv_conf, "/etc/resolv.conf"),
+        (files.hostname, "/etc/hostname"),
+        (files.hosts, "/etc/hosts"),
+    ]
+    .into_iter()
+    .filter(|(source, _)| source.is_file())
+    .map(|(source, destination)| InjectedFile {
+        source,
+        destination: destination.into(),
+    })
+    .collect()
+}
