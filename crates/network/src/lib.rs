@@ -8,11 +8,12 @@
 //!
 //! Beside them: bridges and veth pairs ([`link`]), addresses ([`addresses`]), the daemon's
 //! nftables table ([`firewall`]),
-//! ports of the host ([`ports`]) and what carries their data where the kernel cannot ([`proxy`]).
+//! ports of the host ([`ports`]), a resolver ([`dns`]), and what carries their data where the kernel cannot ([`proxy`]).
 //!
 //! This crate knows no container and no API.
 
 pub mod addresses;
+pub mod dns;
 pub mod firewall;
 pub mod link;
 mod loopback;

@@ -411,13 +411,25 @@ fn complete_container_end(netns: &Path, config: &VethConfig<'_>) -> io::Result<(
     })
 }
 
-/// Makes `gateways` the ways out of the namespace at `netns`, at most one of each family, in
-/// place of what was there before.
+/// A way out of a namespace.
+#[derive(Debug, Clone)]
+pub struct WayOut {
+    /// The interface.
+    pub interface: String,
+    /// Its addresses: they are set again where they were taken off.
+    pub addresses: Vec<InterfaceAddress>,
+    /// The next hops, at most one of each family.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Makes this the way out of the namespace at `netns`, in place of what was there before.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn set_default_routes(netns: &Path, gateways: &[IpAddr]) -> Result<(), LinkError> {
-    let gateways = gateways.to_vec();
+pub fn set_way_out(netns: &Path, way: Option<WayOut>) -> Result<(), LinkError> {
+    let name = way
+        .as_ref()
+        .map_or_else(|| "lo".to_owned(), |way| way.interface.clone());
     within(netns, move || {
         let mut netlink = Netlink::open()?;
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -426,7 +438,17 @@ pub fn set_default_routes(netns: &Path, gateways: &[IpAddr]) -> Result<(), LinkE
                 .is_ok()
             {}
         }
-        for gateway in gateways {
+        let Some(way) = way else {
+            return Ok(());
+        };
+        let index = index_of(&mut netlink, &way.interface)?;
+        if way.addresses.iter().any(|own| own.address.is_ipv6()) {
+            let _ = write_sysctl("ipv6", &way.interface, "disable_ipv6", "0");
+        }
+        for address in way.addresses {
+            add_address(&mut netlink, index, address)?;
+        }
+        for gateway in way.gateways {
             let (family, address) = match gateway {
                 IpAddr::V4(address) => (AddressFamily::Inet, RouteAddress::Inet(address)),
                 IpAddr::V6(address) => (AddressFamily::Inet6, RouteAddress::Inet6(address)),
@@ -435,7 +457,9 @@ pub fn set_default_routes(netns: &Path, gateways: &[IpAddr]) -> Result<(), LinkE
             message.header.protocol = RouteProtocol::Boot;
             message.header.scope = RouteScope::Universe;
             message.header.kind = RouteType::Unicast;
-            message.attributes.push(RouteAttribute::Gateway(address));
+            message
+                .attributes
+                .extend([RouteAttribute::Gateway(address), RouteAttribute::Oif(index)]);
             netlink.change(
                 RouteNetlinkMessage::NewRoute(message),
                 NLM_F_CREATE | NLM_F_REPLACE,
@@ -443,7 +467,7 @@ pub fn set_default_routes(netns: &Path, gateways: &[IpAddr]) -> Result<(), LinkE
         }
         Ok(())
     })
-    .map_err(failed("set the default route of", "lo"))
+    .map_err(failed("set the default route by", &name))
 }
 
 fn default_route(family: AddressFamily) -> RouteMessage {

@@ -110,6 +110,23 @@ pub fn cgroups(words: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Network interfaces whose alias contains these words.
+#[must_use]
+pub fn interfaces(words: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/sys/class/net") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| read_file(&entry.path().join("ifalias")).contains(words))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+fn read_file(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
 /// Loop devices over files whose path contains these words.
 #[must_use]
 pub fn loops(words: &str) -> Vec<String> {

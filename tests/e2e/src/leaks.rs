@@ -46,6 +46,10 @@ pub fn host(daemon: &Daemon) -> Vec<String> {
         let lines = host::mounts(&base).into_iter();
         lines.map(|line| format!("mount {line}")).collect()
     }));
+    left.extend(settled(&|| {
+        let names = host::interfaces(&base).into_iter();
+        names.map(|name| format!("interface {name}")).collect()
+    }));
     left.extend(
         host::loops(&base)
             .into_iter()
@@ -114,6 +118,21 @@ pub fn sweep(daemon: &Daemon) {
     mounts.reverse();
     for mount in mounts {
         drop(Command::new("umount").arg("-l").arg(mount).status());
+    }
+    for interface in host::interfaces(&base) {
+        drop(
+            Command::new("ip")
+                .args(["link", "delete", &interface])
+                .status(),
+        );
+        // The table is named like the default bridge.
+        if let Some(tag) = interface.strip_prefix("bh-") {
+            drop(
+                Command::new("/usr/sbin/nft")
+                    .args(["delete", "table", "inet", &format!("bulkhead_{tag}")])
+                    .status(),
+            );
+        }
     }
     drop(std::fs::remove_dir_all(daemon.base()));
 }

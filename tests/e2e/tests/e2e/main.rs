@@ -11,6 +11,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod looks;
+mod networks;
 mod promise;
 mod run;
 mod shares;

@@ -551,6 +551,7 @@ impl Actor {
             return Err(error);
         }
         self.shared.release_name(&old);
+        self.shared.networks.rename(&self.record.id, &name).await?;
         self.shared
             .event(&self.record, "rename", &[("oldName", format!("/{old}"))]);
         Ok(())

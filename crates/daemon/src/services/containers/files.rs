@@ -115,19 +115,15 @@ fn hosts(record: &Record, hostname: &str, domain: &str, names: &Names) -> String
     text
 }
 
-/// The user's servers, else the host's file as it is.
+/// What a container without a reachable server of the host's is given, as Docker does.
+const PUBLIC_SERVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
+
+/// The user's choices over the host's file. On a network with names the resolver in the
+/// container's own namespace comes before all.
 fn resolv_conf(record: &Record) -> String {
     let host_config = &record.host_config;
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
-    let (dns, search, options) = (
-        given(&host_config.dns),
-        given(&host_config.dns_search),
-        given(&host_config.dns_options),
-    );
-    if dns.is_none() && search.is_none() && options.is_none() {
-        return host;
-    }
     let from_host = |keyword: &str| -> Vec<String> {
         host.lines()
             .filter_map(|line| line.strip_prefix(keyword)?.strip_prefix([' ', '\t']))
@@ -135,15 +131,49 @@ fn resolv_conf(record: &Record) -> String {
             .map(str::to_owned)
             .collect()
     };
+    let (dns, search, options) = (
+        given(&host_config.dns),
+        given(&host_config.dns_search),
+        given(&host_config.dns_options),
+    );
+    let resolver = record
+        .networks
+        .sandbox
+        .as_ref()
+        .is_some_and(|sandbox| sandbox.resolver);
+    // The host's loopback is not the container's.
+    let local = |server: &str| server.starts_with("127.") || server == "::1";
+    let unreachable = namespace(host_config) != Namespace::Host
+        && from_host("nameserver").iter().any(|server| local(server));
+    let chosen = dns.is_some() || search.is_some() || options.is_some();
+    if !chosen && !resolver && !unreachable {
+        return host;
+    }
+    let servers = match (resolver, dns) {
+        (true, _) => vec![bulkhead_network::dns::RESOLVER.ip().to_string()],
+        (false, Some(dns)) => dns,
+        (false, None) => {
+            let mut servers = from_host("nameserver");
+            servers.retain(|server| !unreachable || !local(server));
+            if servers.is_empty() {
+                servers = PUBLIC_SERVERS.map(str::to_owned).to_vec();
+            }
+            servers
+        }
+    };
     let mut text = String::new();
-    for server in dns.unwrap_or_else(|| from_host("nameserver")) {
+    for server in servers {
         text.push_str(&format!("nameserver {server}\n"));
     }
     let search = search.unwrap_or_else(|| from_host("search"));
     if !search.is_empty() && search != ["."] {
         text.push_str(&format!("search {}\n", search.join(" ")));
     }
-    let options = options.unwrap_or_else(|| from_host("options"));
+    let mut options = options.unwrap_or_else(|| from_host("options"));
+    // Names of containers have no dot: they are asked for as they are.
+    if resolver && !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0".to_owned());
+    }
     if !options.is_empty() {
         text.push_str(&format!("options {}\n", options.join(" ")));
     }

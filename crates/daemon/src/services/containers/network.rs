@@ -65,6 +65,13 @@ pub(super) fn attachments(body: &Value, host_config: &HostConfig) -> ApiResult<V
     configured.sort_by(|(one, _), (other, _)| one.cmp(other));
     let mode = host_config.network_mode.as_deref().unwrap_or("bridge");
     let own = namespace(host_config) == Namespace::Own;
+    for server in host_config.dns.iter().flatten() {
+        if server.parse::<IpAddr>().is_err() {
+            return Err(ApiError::bad_request(format!(
+                "{server} is not an ip address"
+            )));
+        }
+    }
     if !own && host_config.links.iter().flatten().next().is_some() {
         return Err(ApiError::bad_request(format!(
             "conflicting options: {} type networking can't be used with links. This would result in undefined behavior",
@@ -169,6 +176,13 @@ pub(super) fn member(shared: &Shared, record: &Record) -> ApiResult<Member> {
         netns: shared.netns_path(&record.id),
         hostname: record.hostname().to_owned(),
         ports: publish::requests(&record.config, &record.host_config)?,
+        servers: record
+            .host_config
+            .dns
+            .iter()
+            .flatten()
+            .filter_map(|server| server.parse().ok())
+            .collect(),
         mac: None,
     })
 }
@@ -285,6 +299,9 @@ impl Actor {
             if let Err(error) = undone {
                 tracing::error!(id = %self.record.id, %error, "connect not undone");
             }
+            if let Err(error) = self.networks_changed().await {
+                tracing::warn!(id = %self.record.id, %error, "undone connect not passed on");
+            }
             self.commit().await?;
             return Err(error);
         }
@@ -358,14 +375,24 @@ impl Actor {
         let names = names(&self.shared, &self.record).await?;
         super::files::generate(&self.record, &files, &names)
             .map(drop)
-            .map_err(|error| ApiError::internal("write files of the container", &error))
+            .map_err(|error| ApiError::internal("write files of the container", &error))?;
+        match &self.task {
+            Some(task) => Ok(task.network_changed().await?),
+            None => Ok(()),
+        }
     }
 }
 
 /// What the files of a container are to say.
 pub(super) async fn names(shared: &Arc<Shared>, record: &Record) -> ApiResult<Names> {
+    // The host's address on the container's own way out, which is there as long as it is.
+    let own = record.networks.gateway_endpoint();
+    let host_gateway = match own.and_then(|endpoint| endpoint.gateway) {
+        Some(address) => Some(IpAddr::V4(address)),
+        None => shared.networks.host_gateway().await?,
+    };
     Ok(Names {
-        host_gateway: shared.networks.host_gateway().await?,
+        host_gateway,
         links: links(shared, record)?,
     })
 }

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use bulkhead_network::addresses::{self, DefaultPool};
 use bulkhead_network::firewall::{BridgeRules, Firewall};
@@ -32,8 +31,8 @@ pub(super) struct Host {
     pools: Vec<DefaultPool>,
     /// Largest packet on networks that don't say.
     mtu: Option<u32>,
-    /// There while the table is.
-    marker: PathBuf,
+    /// Whether the table may be there: an earlier daemon may have left it.
+    loaded: bool,
     /// Whether packets for 127.0.0.0/8 can be sent to containers.
     local_routes: bool,
 }
@@ -60,7 +59,7 @@ impl Host {
             default_bridge,
             pools: addresses::default_pools(),
             mtu: None,
-            marker: config.exec_root.join("nftables"),
+            loaded: true,
             local_routes: true,
         }
     }
@@ -295,9 +294,9 @@ impl State {
             .collect();
         let failed = |error| ApiError::internal("network", &error);
         if bridges.is_empty() {
-            if self.host.marker.exists() {
+            if self.host.loaded {
                 self.host.firewall.remove().map_err(failed)?;
-                let _ = std::fs::remove_file(&self.host.marker);
+                self.host.loaded = false;
             }
             return Ok(());
         }
@@ -311,8 +310,7 @@ impl State {
                     || !matches!(rule.host.ip(), IpAddr::V4(v4) if v4.is_loopback())
             })
             .collect();
-        std::fs::write(&self.host.marker, b"")
-            .map_err(|error| ApiError::internal("note the table of rules", &error))?;
+        self.host.loaded = true;
         self.host
             .firewall
             .apply(&bridges, &ports, self.host.local_routes)
@@ -348,7 +346,16 @@ impl State {
                 tracing::error!(%error, "interface left behind");
             }
         }
-        self.apply_rules()
+        let unused = self.networks.values().all(|active| !active.up);
+        match self.apply_rules() {
+            // A host without the program has no table of ours; who needs one is told.
+            Err(error) if unused => {
+                tracing::debug!(%error, "no rules to remove");
+                self.host.loaded = false;
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Takes a network's interface away.

@@ -7,6 +7,7 @@
 mod create;
 mod host;
 pub mod model;
+mod names;
 pub mod publish;
 mod remove;
 mod sandbox;
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_network::addresses::AddressPool;
+use bulkhead_network::dns::Resolver;
 use jiff::Timestamp;
 
 pub use create::CreateRequest;
@@ -45,6 +47,7 @@ struct State {
     host: Host,
     networks: BTreeMap<String, Active>,
     sandboxes: HashMap<String, Live>,
+    names: Arc<names::Names>,
 }
 
 /// A network and who is on it.
@@ -69,6 +72,7 @@ struct Joined {
 #[derive(Debug)]
 struct Live {
     publications: Vec<Publication>,
+    resolver: Option<Resolver>,
 }
 
 /// A network as it is shown.
@@ -167,6 +171,7 @@ impl Networks {
                 host: Host::new(config),
                 networks,
                 sandboxes: HashMap::new(),
+                names: Arc::default(),
             })),
             store,
             events,

@@ -228,6 +228,9 @@ pub struct Sandbox {
     pub ports: Vec<PublishedPort>,
     /// The network that is the way out.
     pub gateway_network: Option<String>,
+    /// Whether names of other containers are resolved in it.
+    #[serde(default)]
+    pub resolver: bool,
 }
 
 /// All of a container's networking.

@@ -3,14 +3,17 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::http::StatusCode;
 use bulkhead_network::addresses::AddressError;
-use bulkhead_network::link::{self, InterfaceAddress, VethConfig};
+use bulkhead_network::dns;
+use bulkhead_network::link::{self, InterfaceAddress, VethConfig, WayOut};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::host::link_error;
 use super::model::{Attachment, Driver, Endpoint, Network, NetworkSettings, Sandbox, parse_mac};
+use super::names::Outlook;
 use super::publish::{self, PortRequest, Publication};
 use super::{Active, Joined, Live, Networks, State};
 use crate::error::{ApiError, ApiResult};
@@ -28,6 +31,8 @@ pub struct Member {
     pub hostname: String,
     /// What it wants published.
     pub ports: Vec<PortRequest>,
+    /// The name servers that its user chose.
+    pub servers: Vec<IpAddr>,
     /// The hardware address of its first interface, when its user chose one.
     pub mac: Option<String>,
 }
@@ -125,6 +130,24 @@ impl Networks {
         Ok(placement)
     }
 
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    /// That the daemon is ending.
+    pub async fn rename(&self, id: &str, name: &str) -> ApiResult<()> {
+        let (id, name) = (id.to_owned(), name.to_owned());
+        self.with(move |state| {
+            for active in state.networks.values_mut() {
+                if let Some(joined) = active.members.get_mut(&id) {
+                    let old = std::mem::replace(&mut joined.name, name.clone());
+                    joined.endpoint.names.retain(|other| *other != old);
+                    state.names.update_zone(active);
+                }
+            }
+        })
+        .await
+    }
+
     /// Takes over a container that runs since before this daemon; gives the ports that it has.
     ///
     /// # Errors
@@ -220,6 +243,7 @@ impl State {
             member.id.clone(),
             Live {
                 publications: Vec::new(),
+                resolver: None,
             },
         );
         let mut sandbox = Sandbox {
@@ -228,6 +252,7 @@ impl State {
             endpoints: Vec::new(),
             ports: Vec::new(),
             gateway_network: None,
+            resolver: false,
         };
         for attachment in &mut attachments {
             self.resolve(attachment)?;
@@ -244,6 +269,7 @@ impl State {
         }
         self.route(member, &attachments, &mut sandbox)?;
         self.publish(member, &mut sandbox)?;
+        self.resolve_names(member, &attachments, &mut sandbox)?;
         Ok(Placement {
             attachments,
             sandbox,
@@ -270,7 +296,8 @@ impl State {
         attachments.push(attachment);
         let done = self
             .route(member, &attachments, &mut sandbox)
-            .and_then(|()| self.publish(member, &mut sandbox));
+            .and_then(|()| self.publish(member, &mut sandbox))
+            .and_then(|()| self.resolve_names(member, &attachments, &mut sandbox));
         if let Err(error) = done {
             self.detach(&member.id, &network_id);
             return Err(error);
@@ -301,6 +328,7 @@ impl State {
         attachments.retain(|attachment| attachment.network_id != network_id);
         self.route(member, &attachments, &mut sandbox)?;
         self.publish(member, &mut sandbox)?;
+        self.resolve_names(member, &attachments, &mut sandbox)?;
         Ok(Placement {
             attachments,
             sandbox,
@@ -308,7 +336,7 @@ impl State {
     }
 
     fn adopt(&mut self, member: Member, settings: NetworkSettings) {
-        let Some(sandbox) = settings.sandbox else {
+        let Some(mut sandbox) = settings.sandbox else {
             return;
         };
         for endpoint in &sandbox.endpoints {
@@ -328,6 +356,7 @@ impl State {
                     endpoint: endpoint.clone(),
                 },
             );
+            self.names.update_zone(active);
         }
         let mut publications = Vec::new();
         let gateway = sandbox
@@ -352,8 +381,54 @@ impl State {
                 ),
             }
         }
-        self.sandboxes
-            .insert(member.id.clone(), Live { publications });
+        self.sandboxes.insert(
+            member.id.clone(),
+            Live {
+                publications,
+                resolver: None,
+            },
+        );
+        if let Err(error) = self.resolve_names(&member, &settings.attachments, &mut sandbox) {
+            tracing::error!(container = %member.id, %error, "names are not resolved in it");
+        }
+    }
+
+    /// Notes what the container sees, and has its names resolved once it is on a network
+    /// that has names.
+    fn resolve_names(
+        &mut self,
+        member: &Member,
+        attachments: &[Attachment],
+        sandbox: &mut Sandbox,
+    ) -> ApiResult<()> {
+        let named = sandbox.endpoints.iter().any(|endpoint| {
+            let active = self.networks.get(&endpoint.network_id);
+            active.is_some_and(|active| active.record.has_names())
+        });
+        sandbox.resolver |= named;
+        if !sandbox.resolver {
+            return Ok(());
+        }
+        self.names.update_resident(
+            &member.id,
+            attachments,
+            &sandbox.endpoints,
+            &member.servers,
+            sandbox.gateway_network.is_some(),
+        );
+        let Some(live) = self.sandboxes.get_mut(&member.id) else {
+            return Ok(());
+        };
+        if live.resolver.is_none() {
+            let outlook = Outlook {
+                names: Arc::clone(&self.names),
+                container: member.id.clone(),
+            };
+            let resolver = dns::start(&member.netns, Arc::new(outlook))
+                .map_err(|error| ApiError::internal("network", &error))?;
+            live.resolver = Some(resolver);
+        }
+        Ok(())
     }
 
     /// Takes a container off everything; gives the networks that it was on.
@@ -365,6 +440,7 @@ impl State {
             .map(|active| active.record.id.clone())
             .collect();
         let mut left = Vec::new();
+        self.names.forget(container);
         for id in ids {
             self.detach(container, &id);
             left.extend(self.networks.get(&id).map(|active| active.record.clone()));
@@ -444,6 +520,7 @@ impl State {
                 endpoint: endpoint.clone(),
             },
         );
+        self.names.update_zone(active);
         let mtu = self.host.mtu_of(&record);
         let joined = link::join_bridge(
             &member.netns,
@@ -480,6 +557,7 @@ impl State {
                 }
             }
         }
+        self.names.update_zone(active);
         if let Err(error) = link::delete(&joined.endpoint.host_interface) {
             tracing::error!(%container, %error, "interface left behind");
         }
@@ -502,27 +580,30 @@ impl State {
             let active = self.networks.get(&endpoint.network_id);
             std::cmp::Reverse(active.map(|active| active.record.name.clone()))
         };
+        // What is open keeps its way while nobody asks for a better one.
+        let current =
+            |endpoint: &Endpoint| Some(&endpoint.network_id) == sandbox.gateway_network.as_ref();
         let best = sandbox
             .endpoints
             .iter()
             .filter(|endpoint| endpoint.gateway.is_some() || endpoint.gateway6.is_some())
-            .max_by_key(|endpoint| (priority(endpoint), name(endpoint)));
+            .max_by_key(|endpoint| (priority(endpoint), current(endpoint), name(endpoint)));
         let network = best.map(|endpoint| endpoint.network_id.clone());
         if network == sandbox.gateway_network {
             return Ok(());
         }
-        let gateways: Vec<IpAddr> = best
-            .into_iter()
-            .flat_map(|endpoint| {
-                endpoint
-                    .gateway
-                    .map(IpAddr::V4)
-                    .into_iter()
-                    .chain(endpoint.gateway6.map(IpAddr::V6))
-            })
-            .collect();
+        let way = best.map(|endpoint| WayOut {
+            interface: endpoint.interface.clone(),
+            addresses: addresses_of(endpoint).collect(),
+            gateways: endpoint
+                .gateway
+                .map(IpAddr::V4)
+                .into_iter()
+                .chain(endpoint.gateway6.map(IpAddr::V6))
+                .collect(),
+        });
         sandbox.gateway_network = network;
-        link::set_default_routes(&member.netns, &gateways).map_err(link_error)
+        link::set_way_out(&member.netns, way).map_err(link_error)
     }
 
     /// Publishes a container's ports on its way out, in place of those it had.

@@ -1,0 +1,332 @@
+//! Networks: the default bridge, published ports, networks of one's own, names.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use bulkhead_e2e::{BUSYBOX, Cell, Daemon, case, host, is_reference, until};
+
+/// A web server whose page is `page`.
+fn server(page: &str) -> String {
+    format!("sh -c 'mkdir -p /www && echo {page} > /www/index.html && exec httpd -f -p 80 -h /www'")
+}
+
+/// What a web server says; `None` when there is none.
+fn fetch(address: SocketAddr) -> Option<String> {
+    let limit = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
+    stream.set_read_timeout(Some(limit)).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (_, body) = text.split_once("\r\n\r\n")?;
+    Some(body.trim().to_owned())
+}
+
+#[track_caller]
+fn serves(cell: &Cell, address: &str, page: &str) {
+    let address = address.parse().expect("an address");
+    until(&format!("{address} serves"), cell.limit(), || {
+        (fetch(address)? == page).then_some(())
+    });
+}
+
+/// The host's port that leads to a port of a container.
+#[track_caller]
+fn port(cell: &Cell, id: &str, port: &str) -> u16 {
+    let lines = cell.cli(&format!("port {id} {port}")).ok().lines();
+    let (_, number) = lines[0].rsplit_once(':').expect("ADDRESS:PORT");
+    number.parse().expect("a port")
+}
+
+/// A network of the 10.0.0.0/8 block that no other case has.
+fn subnet(cell: &Cell) -> String {
+    let number = cell.number();
+    format!("10.{}.{}", 100 + number / 256 % 100, number % 256)
+}
+
+/// Asks in a container until the answer is this: a server may still be starting.
+#[track_caller]
+fn inside(cell: &Cell, id: &str, command: &str, answer: &str) {
+    until(&format!("{command} says {answer}"), cell.limit(), || {
+        let output = cell.cli(&format!("exec {id} {command}"));
+        output.text().contains(answer).then_some(())
+    });
+}
+
+case!(the_default_bridge, |cell| {
+    let page = cell.name("page");
+    let web = cell.detached(&format!(
+        "-p 80 -p 127.0.0.1::80 {BUSYBOX} {}",
+        server(&page)
+    ));
+    let inspect = cell.inspect(&web);
+    let settings = &inspect["NetworkSettings"];
+    let address = settings["IPAddress"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    let gateway = settings["Gateway"].as_str().expect("an address").to_owned();
+    assert_eq!(settings["Networks"]["bridge"]["IPAddress"], address);
+    assert!(
+        settings["MacAddress"]
+            .as_str()
+            .is_some_and(|mac| mac.len() == 17)
+    );
+    assert!(
+        settings["SandboxKey"]
+            .as_str()
+            .is_some_and(|key| !key.is_empty())
+    );
+    let any = port(&cell, &web, "80/tcp");
+    for at in ["127.0.0.1", &gateway] {
+        serves(&cell, &format!("{at}:{any}"), &page);
+    }
+    // A host without IPv6 publishes none.
+    if cell.cli(&format!("port {web}")).ok().text().contains("::") {
+        serves(&cell, &format!("[::1]:{any}"), &page);
+    }
+    serves(&cell, &format!("{address}:80"), &page);
+    cell.cli("ps --format '{{.Ports}}'")
+        .ok()
+        .says(&format!(":{any}->80/tcp"));
+    // From another container: directly, by the host's port; and from the container itself.
+    let other = cell.detached(&format!("{BUSYBOX} sleep 1000"));
+    inside(
+        &cell,
+        &other,
+        &format!("wget -qO- http://{address}/"),
+        &page,
+    );
+    inside(
+        &cell,
+        &other,
+        &format!("wget -qO- http://{gateway}:{any}/"),
+        &page,
+    );
+    inside(
+        &cell,
+        &web,
+        &format!("wget -qO- http://{gateway}:{any}/"),
+        &page,
+    );
+    inside(
+        &cell,
+        &web,
+        "cat /etc/hosts",
+        &format!("{address}\t{}", &web[..12]),
+    );
+    inside(&cell, &web, "ip route", &format!("default via {gateway}"));
+    // One port has one holder, and who is refused holds nothing.
+    cell.run(&format!("-d -p {any}:80 {BUSYBOX} true"))
+        .exits(125)
+        .says("port is already allocated");
+    serves(&cell, &format!("127.0.0.1:{any}"), &page);
+    cell.cli(&format!("rm -f {web}")).ok();
+    assert_eq!(fetch(SocketAddr::from(([127, 0, 0, 1], any))), None);
+    cell.nothing_left_of(&web);
+});
+
+case!(a_network_of_ones_own, |cell| {
+    let net = cell.name("net");
+    let prefix = subnet(&cell);
+    cell.cli(&format!(
+        "network create --subnet {prefix}.0/24 --gateway {prefix}.254 --ip-range {prefix}.64/26 \
+         --aux-address taken={prefix}.64 --label colour=green {net}"
+    ))
+    .ok();
+    let page = cell.name("page");
+    let name = cell.name("web");
+    let web = cell.detached(&format!(
+        "--name {name} --network {net} --ip {prefix}.7 --network-alias www {BUSYBOX} {}",
+        server(&page)
+    ));
+    let other = cell.detached(&format!("--network {net} {BUSYBOX} sleep 1000"));
+    let place = &cell.inspect(&other)["NetworkSettings"]["Networks"][&net];
+    assert_eq!(
+        place["IPAddress"],
+        format!("{prefix}.65"),
+        "the first of the range"
+    );
+    assert_eq!(place["Gateway"], format!("{prefix}.254"));
+    for known in [name.as_str(), "www", &web[..12], &format!("{name}.{net}")] {
+        inside(
+            &cell,
+            &other,
+            &format!("nslookup {known}"),
+            &format!("{prefix}.7"),
+        );
+    }
+    // By address: of a static busybox only nslookup asks a name server without the C library.
+    let direct = format!("wget -qO- http://{prefix}.7/");
+    inside(&cell, &other, &direct, &page);
+    inside(
+        &cell,
+        &other,
+        "cat /etc/resolv.conf",
+        "nameserver 127.0.0.11",
+    );
+    let inspect = cell.cli(&format!("network inspect {net}")).ok().json();
+    assert_eq!(
+        inspect[0]["IPAM"]["Config"][0]["Subnet"],
+        format!("{prefix}.0/24")
+    );
+    assert_eq!(inspect[0]["Labels"]["colour"], "green");
+    let members = &inspect[0]["Containers"];
+    assert_eq!(members[&web]["IPv4Address"], format!("{prefix}.7/24"));
+    assert_eq!(members.as_object().map_or(0, serde_json::Map::len), 2);
+    cell.cli(&format!("network rm {net}"))
+        .fails()
+        .says("has active endpoints");
+    cell.run(&format!("--network {net} --ip {prefix}.7 {BUSYBOX} true"))
+        .exits(125)
+        .says("already in use");
+    // One that runs comes and goes.
+    let late = cell.name("late");
+    cell.cli(&format!("network create {late}")).ok();
+    cell.cli(&format!("network connect --alias second {late} {web}"))
+        .ok();
+    cell.cli(&format!("network connect {late} {other}")).ok();
+    let address = cell.inspect(&web)["NetworkSettings"]["Networks"][&late]["IPAddress"].clone();
+    let address = address.as_str().expect("an address").to_owned();
+    inside(&cell, &other, "nslookup second", &address);
+    inside(
+        &cell,
+        &other,
+        &format!("wget -qO- http://{address}/"),
+        &page,
+    );
+    cell.cli(&format!("network connect {late} {web}"))
+        .fails()
+        .says("already exists in network");
+    cell.cli(&format!("network disconnect {late} {web}")).ok();
+    let networks = cell.inspect(&web)["NetworkSettings"]["Networks"].clone();
+    assert!(networks[&late].is_null(), "{networks}");
+    inside(&cell, &web, "ip address", &format!("{prefix}.7"));
+    let seen = cell.cli(&format!("exec {web} ip address")).ok();
+    assert!(!seen.text().contains(&address), "{seen}");
+    inside(&cell, &other, &direct, &page);
+    cell.cli(&format!("rm -f {web} {other}")).ok();
+    cell.cli(&format!("network rm {net} {late}")).ok();
+    cell.nothing_left_of(&web);
+});
+
+case!(networks_that_cannot_be, |cell| {
+    let net = cell.name("net");
+    let prefix = subnet(&cell);
+    let create = format!("network create --subnet {prefix}.0/24");
+    cell.cli(&format!("{create} {net}")).ok();
+    let refused = |line: &str, words: &str| {
+        cell.cli(line).fails().says(words);
+    };
+    let another = cell.name("other");
+    refused(&format!("network create {net}"), "already exists");
+    refused(&format!("{create} {another}"), "overlaps");
+    refused(&format!("network create -d nosuch {another}"), "nosuch");
+    refused(
+        &format!("network create --subnet 10.0.0.0/99 {another}"),
+        "invalid",
+    );
+    refused("network create bridge", "bridge");
+    refused("network rm bridge", "pre-defined network");
+    refused("network rm nosuch", "not found");
+    refused(&format!("network connect nosuch {another}"), "");
+    let status = |method: &str, path: &str, body: serde_json::Value| {
+        cell.api(method, path, Some(&body)).status
+    };
+    use serde_json::json;
+    assert_eq!(
+        status(
+            "POST",
+            "/networks/create",
+            json!({ "Name": net, "CheckDuplicate": true })
+        ),
+        409
+    );
+    assert_eq!(
+        status(
+            "POST",
+            "/networks/create",
+            json!({ "Name": another, "Driver": "nosuch" })
+        ),
+        404
+    );
+    assert_eq!(
+        status("POST", "/networks/create", json!({ "Name": "host" })),
+        403
+    );
+    assert_eq!(
+        status("POST", "/networks/create", json!({ "Name": 5 })),
+        400
+    );
+    assert_eq!(cell.api("DELETE", "/networks/bridge", None).status, 403);
+    assert_eq!(cell.api("GET", "/networks/nosuch", None).status, 404);
+    // What is refused at the start of a container leaves nothing on the network.
+    let run = |options: &str, words: &str| {
+        cell.run(&format!("{options} {BUSYBOX} true"))
+            .exits(125)
+            .says(words);
+    };
+    run("--rm --network nosuch", "not found");
+    run(&format!("--rm --network {net} --ip 10.9.9.9"), "");
+    run("--rm --ip 172.17.0.9", "user defined networks only");
+    run("--rm -p 99999:80", "");
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let held = holder.local_addr().expect("an address").port();
+    run(
+        &format!("--rm -p 127.0.0.1:{held}:80"),
+        "address already in use",
+    );
+    let view = cell.cli(&format!("network inspect {net}")).ok().json();
+    assert_eq!(view[0]["Containers"], json!({}));
+    cell.cli(&format!(
+        "network ls --filter name={net} --format '{{{{.Driver}}}}'"
+    ))
+    .ok()
+    .says("bridge");
+    cell.cli("network prune -f").ok().says(&net);
+    assert_eq!(
+        cell.api("GET", &format!("/networks/{net}"), None).status,
+        404
+    );
+});
+
+case!(networks_outlive_the_daemon, |cell| {
+    if is_reference() {
+        return;
+    }
+    let cell = cell.on(Daemon::start(&[]));
+    let net = cell.name("net");
+    cell.cli(&format!("network create {net}")).ok();
+    let page = cell.name("page");
+    let name = cell.name("web");
+    let web = cell.detached(&format!(
+        "--name {name} --network {net} -p 80 {BUSYBOX} {}",
+        server(&page)
+    ));
+    let published = port(&cell, &web, "80");
+    serves(&cell, &format!("127.0.0.1:{published}"), &page);
+    let before = cell.inspect(&web)["NetworkSettings"].clone();
+    cell.daemon().kill();
+    serves(&cell, &format!("127.0.0.1:{published}"), &page);
+    cell.daemon().restart();
+    assert_eq!(cell.inspect(&web)["NetworkSettings"], before);
+    serves(&cell, &format!("127.0.0.1:{published}"), &page);
+    inside(
+        &cell,
+        &web,
+        &format!("nslookup {name}"),
+        before["Networks"][&net]["IPAddress"]
+            .as_str()
+            .expect("an address"),
+    );
+    cell.cli(&format!("rm -f {web}")).ok();
+    cell.daemon().kill();
+    cell.daemon().restart();
+    // The default bridge was never used, that of the network is there again.
+    let base = cell.daemon().base().to_string_lossy().into_owned();
+    assert_eq!(host::interfaces(&base).len(), 1);
+    cell.cli(&format!("network rm {net}")).ok();
+    assert!(host::interfaces(&base).is_empty());
+    cell.finish();
+});
