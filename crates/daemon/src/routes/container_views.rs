@@ -234,7 +234,10 @@ impl<'a> Chosen<'a> {
             && self.any("id", |value| record.id.starts_with(value))
             && self.any("name", |value| name_matches(&record.name, value))
             && self.any("status", |value| value == state.status.as_str())
-            && self.any("health", |value| value == "none")
+            && self.any("health", |value| {
+                let health = state.health.as_ref().map(|health| health.status.as_str());
+                value == health.unwrap_or("none")
+            })
             && self.any("is-task", |value| matches!(value, "false" | "0"))
             && self.any("isolation", |value| value == record.isolation.as_str())
             && self.any("network", |value| {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::network_shapes;
+use crate::services::containers::health::HealthStatus;
 use crate::services::containers::{Containers, Record, Status, View};
 use crate::services::volumes::DRIVER;
 
@@ -111,7 +112,7 @@ fn time(at: Option<Timestamp>) -> String {
 /// `State`.
 fn state(record: &Record) -> Value {
     let state = &record.state;
-    json!({
+    let mut out = json!({
         "Status": state.status.as_str(),
         "Running": state.status.is_alive() || state.status == Status::Restarting,
         "Paused": state.status == Status::Paused,
@@ -123,7 +124,27 @@ fn state(record: &Record) -> Value {
         "Error": state.error,
         "StartedAt": time(state.started_at),
         "FinishedAt": time(state.finished_at),
-    })
+    });
+    if let Some(health) = &state.health {
+        let log: Vec<Value> = health
+            .log
+            .iter()
+            .map(|probe| {
+                json!({
+                    "Start": time(Some(probe.start)),
+                    "End": time(Some(probe.end)),
+                    "ExitCode": probe.exit_code,
+                    "Output": probe.output,
+                })
+            })
+            .collect();
+        out["Health"] = json!({
+            "Status": health.status.as_str(),
+            "FailingStreak": health.failing_streak,
+            "Log": log,
+        });
+    }
+    out
 }
 
 /// Volumes, binds and tmpfs, as `inspect` and `ps` show them.
@@ -262,7 +283,14 @@ pub fn status_line(record: &Record, now: Timestamp) -> String {
         human_duration(u64::try_from(seconds).unwrap_or(0))
     };
     match state.status {
-        Status::Running => format!("Up {}", since(state.started_at)),
+        Status::Running => {
+            let health = match state.health.as_ref().map(|health| health.status) {
+                None => String::new(),
+                Some(HealthStatus::Starting) => " (health: starting)".to_owned(),
+                Some(known) => format!(" ({})", known.as_str()),
+            };
+            format!("Up {}{health}", since(state.started_at))
+        }
         Status::Paused => format!("Up {} (Paused)", since(state.started_at)),
         Status::Restarting => format!(
             "Restarting ({}) {} ago",

@@ -7,6 +7,7 @@ mod failure;
 mod files;
 mod images;
 mod layers;
+mod life;
 mod lifecycle;
 mod limits;
 mod logs;

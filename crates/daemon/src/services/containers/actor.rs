@@ -10,7 +10,9 @@ use bulkhead_task::attach::AttachRequest;
 use jiff::Timestamp;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::DropGuard;
 
+use super::health::ProbeResult;
 use super::model::{Record, Status, View};
 use super::rest::{FilesAccess, Rest};
 use super::{Handle, Shared, UpdateRequest, names};
@@ -138,6 +140,13 @@ pub enum Command {
         /// How.
         status: ExitStatus,
     },
+    /// From the health check.
+    Probed {
+        /// Of which run.
+        run: u64,
+        /// What it found.
+        result: ProbeResult,
+    },
     /// From the restart timer.
     Restart {
         /// After which run.
@@ -172,7 +181,9 @@ pub(super) struct Actor {
     /// How often they were opened.
     pub(super) rests: u64,
     exits: u64,
-    run: u64,
+    pub(super) run: u64,
+    /// Ends the health check when it is dropped.
+    pub(super) monitor: Option<DropGuard>,
     pub(super) waiting_attaches: Vec<(AttachRequest, oneshot::Sender<UnixStream>)>,
     removals: Vec<Reply<()>>,
     /// Whether a removal takes the volumes along that nobody named.
@@ -208,6 +219,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, record: Record, task: Option<Arc<Task>
         rests: 0,
         exits: 0,
         run: 0,
+        monitor: None,
         waiting_attaches: Vec::new(),
         removals: Vec::new(),
         remove_volumes: false,
@@ -217,6 +229,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, record: Record, task: Option<Arc<Task>
     };
     if let Some(task) = task {
         actor.adopt(task);
+        actor.watch_health(false);
     }
     shared
         .index()
@@ -322,6 +335,11 @@ impl Actor {
                     self.exited(status).await;
                 }
             }
+            Command::Probed { run, result } => {
+                if run == self.run && self.task.is_some() {
+                    self.probed(result).await;
+                }
+            }
             Command::Restart { run } => {
                 if run == self.run && self.record.state.status == Status::Restarting {
                     self.restart_by_policy().await;
@@ -351,7 +369,7 @@ impl Actor {
         saved
     }
 
-    fn show(&self, removed: bool) {
+    pub(super) fn show(&self, removed: bool) {
         self.view.send_replace(Arc::new(View {
             record: self.record.clone(),
             task: self.task.clone(),
@@ -432,6 +450,7 @@ impl Actor {
                 state.error.clear();
                 state.oom_killed = false;
                 state.started_at = Some(Timestamp::now());
+                self.watch_health(true);
                 self.commit().await?;
                 self.shared.event(&self.record, "start", &[]);
                 Ok(())
@@ -636,6 +655,7 @@ impl Actor {
     /// The payload ended: release everything, then tell.
     async fn exited(&mut self, status: ExitStatus) {
         let Some(task) = self.task.take() else { return };
+        self.monitor = None;
         super::launch::release(&self.shared, &self.record, &task).await;
         let lasted = self
             .record

@@ -77,6 +77,7 @@ impl Containers {
         let attachments = super::network::attachments(&body, &host_config)?;
         crate::services::networks::publish::requests(&config, &host_config)?;
         check_signal(&config)?;
+        super::health::check(config.healthcheck.as_ref())?;
         let id = new_id();
         if config.hostname.as_deref().is_none_or(str::is_empty) {
             config.hostname = Some(match host_config.uts_mode.as_deref() {
@@ -120,6 +121,7 @@ impl Containers {
                 oom_killed: false,
                 started_at: None,
                 finished_at: None,
+                health: None,
             },
             restart_count: 0,
             manually_stopped: false,

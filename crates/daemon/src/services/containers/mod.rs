@@ -10,6 +10,7 @@ mod commit;
 mod create;
 pub mod exec;
 mod files;
+pub mod health;
 mod launch;
 pub mod lifecycle;
 pub mod logs;

@@ -8,6 +8,7 @@ use bulkhead_task::options::IsolationKind;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::health::Health;
 use super::mounts::MountPoint;
 use crate::services::networks::NetworkSettings;
 use crate::services::supervisor::Task;
@@ -69,6 +70,9 @@ pub struct State {
     pub started_at: Option<Timestamp>,
     /// Last end.
     pub finished_at: Option<Timestamp>,
+    /// Its health, when it has a check.
+    #[serde(default)]
+    pub health: Option<Health>,
 }
 
 /// A container, as the store keeps it. Fields are only added, with defaults.
