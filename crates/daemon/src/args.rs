@@ -12,10 +12,36 @@ use clap::Parser;
     disable_version_flag = true
 )]
 pub struct DaemonArgs {
-    /// Socket to listen on, unix://PATH; may be given several times
-    /// (default unix:///var/run/bulkhead.sock)
+    /// Where to listen, unix://PATH or, with --tlsverify, tcp://HOST:PORT; may be given several
+    /// times (default unix:///var/run/bulkhead.sock)
     #[arg(short = 'H', long = "host", value_name = "URL")]
     pub hosts: Vec<String>,
+    /// Use TLS on TCP; --tls=false listens in plain text, to everybody who can connect
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    pub tls: Option<bool>,
+    /// Let in clients only whose certificate --tlscacert has signed; --tlsverify=false lets in
+    /// everybody who can connect
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    pub tlsverify: Option<bool>,
+    /// Certificate authority of clients, PEM
+    #[arg(long, value_name = "FILE", default_value = "/etc/bulkhead/ca.pem")]
+    pub tlscacert: PathBuf,
+    /// The daemon's certificate, PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/bulkhead/server-cert.pem"
+    )]
+    pub tlscert: PathBuf,
+    /// The key of the daemon's certificate, PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/bulkhead/server-key.pem"
+    )]
+    pub tlskey: PathBuf,
     /// Directory of images and containers
     #[arg(long, value_name = "DIR", default_value = "/var/lib/bulkhead")]
     pub data_root: PathBuf,

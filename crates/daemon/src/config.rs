@@ -8,6 +8,7 @@ use bulkhead_registry::{RegistryError, Settings as RegistrySettings};
 use bulkhead_task::options::{IsolationKind, UnknownIsolation};
 
 use crate::args::DaemonArgs;
+use crate::remote::TlsFiles;
 
 /// Where the daemon listens when no `-H` says otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/bulkhead.sock";
@@ -23,6 +24,10 @@ pub const LOG_DRIVERS: [&str; 3] = ["json-file", "local", "none"];
 pub struct Config {
     /// Sockets to listen on.
     pub sockets: Vec<PathBuf>,
+    /// TCP addresses to listen on, `host:port`.
+    pub addresses: Vec<String>,
+    /// Keys and certificates of TCP; `None` for plain text.
+    pub tls: Option<TlsFiles>,
     /// Directory of images and containers.
     pub data_root: PathBuf,
     /// Directory of running state.
@@ -58,9 +63,20 @@ pub struct Config {
 pub enum ConfigError {
     /// An address of a scheme that is not served.
     #[error(
-        "cannot listen on '{0}': only unix:// sockets are supported, such as unix://{DEFAULT_SOCKET}"
+        "cannot listen on '{0}': expected unix://PATH, such as unix://{DEFAULT_SOCKET}, or \
+         tcp://HOST:PORT"
     )]
     Host(String),
+    /// TCP for everybody, without saying so.
+    #[error(
+        "cannot listen on tcp://{0} without --tlsverify: whoever can connect would be root on this \
+         host; give --tlsverify with --tlscacert, --tlscert and --tlskey, or, to listen all the \
+         same, --tlsverify=false with --tls, or --tls=false"
+    )]
+    Insecure(String),
+    /// TLS flags that contradict each other.
+    #[error("--tlsverify needs TLS: it cannot be used with --tls=false")]
+    VerifyWithoutTls,
     /// A `--exec-opt` that is not known.
     #[error("unknown --exec-opt '{0}': the known one is isolation=process|hyperv")]
     ExecOpt(String),
@@ -108,11 +124,21 @@ impl Config {
     /// What cannot be honoured, with the valid choices.
     pub fn from_args(args: &DaemonArgs) -> Result<Self, ConfigError> {
         let mut sockets = Vec::new();
+        let mut addresses = Vec::new();
+        let tls = tls_files(args)?;
         for host in &args.hosts {
-            sockets.push(socket_path(host)?);
+            match host.strip_prefix("tcp://") {
+                Some(address) => addresses.push(tcp_address(host, address, tls.is_some())?),
+                None => sockets.push(socket_path(host)?),
+            }
         }
-        if sockets.is_empty() {
+        if sockets.is_empty() && addresses.is_empty() {
             sockets.push(PathBuf::from(DEFAULT_SOCKET));
+        }
+        let plain = args.tls == Some(false) || args.tlsverify == Some(false);
+        let verified = tls.as_ref().is_some_and(|files| files.authority.is_some());
+        if let (Some(address), false, false) = (addresses.first(), verified, plain) {
+            return Err(ConfigError::Insecure(address.clone()));
         }
         let mut default_isolation = IsolationKind::Process;
         for option in &args.exec_opts {
@@ -146,6 +172,8 @@ impl Config {
         let cgroup_parent = format!("/{}", args.cgroup_parent.trim_matches('/'));
         Ok(Self {
             sockets,
+            addresses,
+            tls,
             data_root: absolute(&args.data_root)?,
             exec_root: absolute(&args.exec_root)?,
             pidfile: absolute(&args.pidfile)?,
@@ -197,6 +225,40 @@ fn registries(args: &DaemonArgs) -> Result<RegistrySettings, ConfigError> {
         attempts: args.max_download_attempts,
         ..RegistrySettings::default()
     })
+}
+
+/// What TCP listens with: TLS unless it is turned off.
+fn tls_files(args: &DaemonArgs) -> Result<Option<TlsFiles>, ConfigError> {
+    match (args.tls, args.tlsverify) {
+        (Some(false), Some(true)) => Err(ConfigError::VerifyWithoutTls),
+        (Some(false), _) | (None, Some(false) | None) => Ok(None),
+        (Some(true) | None, verify) => Ok(Some(TlsFiles {
+            authority: match verify {
+                Some(true) => Some(absolute(&args.tlscacert)?),
+                _ => None,
+            },
+            certificate: absolute(&args.tlscert)?,
+            key: absolute(&args.tlskey)?,
+        })),
+    }
+}
+
+/// `host:port` of a `tcp://`, with Docker's ports where there is none.
+fn tcp_address(whole: &str, address: &str, tls: bool) -> Result<String, ConfigError> {
+    let bad = || ConfigError::Host(whole.to_owned());
+    let address = address.trim_end_matches('/');
+    let default = if tls { "2376" } else { "2375" };
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (address, default),
+    };
+    let port = if port.is_empty() { default } else { port };
+    let port: u16 = port.parse().map_err(|_| bad())?;
+    if host.contains('/') {
+        return Err(bad());
+    }
+    let host = if host.is_empty() { "127.0.0.1" } else { host };
+    Ok(format!("{host}:{port}"))
 }
 
 fn socket_path(host: &str) -> Result<PathBuf, ConfigError> {
@@ -251,10 +313,28 @@ mod tests {
 
     #[test]
     fn flags_are_checked() {
+        for insecure in [
+            &["-H", "tcp://0.0.0.0:1"][..],
+            &["-H", "tcp://:1", "--tls"],
+            &["-H", "unix:///a", "-H", "tcp://"],
+        ] {
+            assert!(matches!(config(insecure), Err(ConfigError::Insecure(_))));
+        }
         assert!(matches!(
-            config(&["-H", "tcp://0.0.0.0:1"]),
+            config(&["-H", "tcp://x:y"]),
             Err(ConfigError::Host(_))
         ));
+        assert!(matches!(
+            config(&["-H", "tcp://", "--tls=false", "--tlsverify"]),
+            Err(ConfigError::VerifyWithoutTls)
+        ));
+        let open = config(&["-H", "tcp://[::1]", "--tls=false"]).unwrap();
+        assert_eq!(open.addresses, ["[::1]:2375"]);
+        assert!(open.tls.is_none() && open.sockets.is_empty());
+        let mutual = config(&["-H", "tcp://0.0.0.0", "--tlsverify", "--tlscacert", "/ca"]);
+        let mutual = mutual.unwrap();
+        assert_eq!(mutual.addresses, ["0.0.0.0:2376"]);
+        assert_eq!(mutual.tls.unwrap().authority, Some(PathBuf::from("/ca")));
         assert!(matches!(
             config(&["--exec-opt", "isolation=vm"]),
             Err(ConfigError::Isolation(_))

@@ -118,6 +118,12 @@ impl EventBus {
         let _ = self.sender.send(event);
     }
 
+    /// Publishes that everything unused of a kind was removed.
+    pub fn pruned(&self, kind: &str, reclaimed: u64) {
+        let attributes = BTreeMap::from([("reclaimed".to_owned(), reclaimed.to_string())]);
+        self.publish(kind, "prune", "", attributes);
+    }
+
     /// How many follow.
     pub fn listeners(&self) -> usize {
         self.sender.receiver_count()

@@ -16,11 +16,13 @@ pub mod error;
 pub mod events;
 pub mod hijack;
 pub mod lifetime;
+pub mod remote;
 pub mod routes;
 pub mod server;
 pub mod services;
 pub mod state;
 pub mod store;
+pub mod websocket;
 
 pub use args::DaemonArgs;
 pub use server::{main, run};

@@ -24,6 +24,7 @@ use crate::config::{Config, ConfigError};
 use crate::error::ApiError;
 use crate::events::EventBus;
 use crate::lifetime::{DataRootLock, LifetimeError, Pidfile, make_private_dir};
+use crate::remote::{RemoteError, RemoteListener};
 use crate::services::containers::Containers;
 use crate::services::images::Images;
 use crate::services::networks::Networks;
@@ -65,6 +66,9 @@ pub enum ServerError {
         #[source]
         source: io::Error,
     },
+    /// TCP.
+    #[error("remote access")]
+    Remote(#[from] RemoteError),
     /// Another daemon answers there.
     #[error("cannot listen on {0}: a daemon is listening there already")]
     SocketHeld(PathBuf),
@@ -182,11 +186,29 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
     for path in &config.sockets {
         sockets.push(ListeningSocket::bind(path, config.group)?);
     }
+    let mut remotes = Vec::new();
+    for address in &config.addresses {
+        let remote = RemoteListener::bind(address, config.tls.as_ref()).await?;
+        let address = remote.address().map_err(ServerError::Process)?;
+        if config
+            .tls
+            .as_ref()
+            .is_none_or(|files| files.authority.is_none())
+        {
+            tracing::warn!(%address, "everybody who can connect is root on this host");
+        }
+        tracing::info!(%address, tls = config.tls.is_some(), "API listening");
+        remotes.push(remote);
+    }
     let connections = TaskTracker::new();
     for socket in &sockets {
         tracing::info!(socket = %socket.path.display(), "API listening");
     }
     let accepting = TaskTracker::new();
+    for remote in remotes {
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        accepting.spawn(remote.accept(router, shutdown, connections.clone()));
+    }
     let guards: Vec<SocketFile> = sockets
         .into_iter()
         .map(|socket| {

@@ -360,7 +360,11 @@ fn check_rest(host_config: &HostConfig) -> Result<(), Invalid> {
     check_restart(host_config)
 }
 
-fn check_restart(host_config: &HostConfig) -> Result<(), Invalid> {
+/// Refuses a restart policy that makes no sense.
+///
+/// # Errors
+/// [`Invalid::RestartPolicy`], or that the container goes when it ends.
+pub fn check_restart(host_config: &HostConfig) -> Result<(), Invalid> {
     let Some(policy) = &host_config.restart_policy else {
         return Ok(());
     };

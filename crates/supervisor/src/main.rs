@@ -4,6 +4,7 @@
 //! record of the exit; and it lives on when the daemon dies. It knows the Task API and the
 //! isolations; it knows no image, no network and no API of Docker's.
 
+mod binds;
 mod command_line;
 mod delete;
 mod isolations;

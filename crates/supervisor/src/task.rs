@@ -94,7 +94,8 @@ impl Task {
                 format!("container {} exists already", creation.id),
             ));
         }
-        let spec = self.spec()?;
+        let mut spec = self.spec()?;
+        crate::binds::stage(&mut spec, &self.bundle)?;
         let terminal = has_terminal(spec.process().as_ref());
         let fifos = creation.fifos;
         let foreign = creation.options.is_none();

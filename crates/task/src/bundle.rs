@@ -49,6 +49,11 @@ impl Bundle {
         self.path.join("shim.pid")
     }
 
+    /// Where the supervisor mounts binds that need it, for itself.
+    pub fn binds(&self) -> PathBuf {
+        self.path.join("binds")
+    }
+
     /// How init ended: an [`crate::exit_record::ExitRecord`], written once, atomically,
     /// before any waiter is answered.
     pub fn exit_record(&self) -> PathBuf {

@@ -96,6 +96,10 @@ fn one() -> u32 {
     1
 }
 
+/// How an option of a bind mount begins that names a directory or file below its source, which
+/// is looked up inside the source, whatever links are there.
+pub const SUBPATH_OPTION: &str = "x-bulkhead.subpath=";
+
 /// The options of an exec: what `ExecProcessRequest.spec` carries beside the OCI process is
 /// in an `Any` with this type: `value` is an [`ExecSpec`] in JSON.
 pub const EXEC_TYPE_URL: &str = "bulkhead.v1.ExecSpec";

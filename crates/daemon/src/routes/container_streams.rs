@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bulkhead_isolation::TerminalSize;
@@ -23,11 +23,13 @@ use crate::hijack::{Hijack, RawConnection};
 use crate::services::containers::logs::{self, LogQuery};
 use crate::services::containers::{AttachTarget, Exec, ExecRequest, ExecState, Handle, Status};
 use crate::state::AppState;
+use crate::websocket;
 
 /// The routes.
 pub fn router() -> Router<AppState> {
     Router::new()
         .route("/containers/{id}/attach", post(attach))
+        .route("/containers/{id}/attach/ws", get(attach_websocket))
         .route("/containers/{id}/logs", get(read_logs))
         .route("/containers/{id}/resize", post(resize))
         .route("/containers/{id}/exec", post(exec_create))
@@ -62,7 +64,48 @@ async fn attach(
     axum::Extension(version): axum::Extension<ApiVersion>,
     hijack: Hijack,
 ) -> ApiResult<Response> {
-    let container = state.containers.find(&id)?;
+    let (attachment, target) = attachment(state, &id, &params).await?;
+    let tty = attachment.container.view().record.tty();
+    let (response, raw) = hijack.take(content_type(tty, version));
+    tokio::spawn(async move {
+        if let Ok(raw) = raw.await {
+            converse(attachment, target, raw).await;
+        }
+    });
+    Ok(response)
+}
+
+/// As [`attach`], over a WebSocket, which carries plain bytes.
+async fn attach_websocket(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    hijack: Hijack,
+) -> ApiResult<Response> {
+    let accept = websocket::accept(&headers)?;
+    let (attachment, target) = attachment(state, &id, &params).await?;
+    let framed = !attachment.container.view().record.tty();
+    let (mut response, raw) = hijack.take(RAW);
+    let head = response.headers_mut();
+    head.remove(header::CONTENT_TYPE);
+    head.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    tokio::spawn(async move {
+        let Ok(raw) = raw.await else { return };
+        match websocket::unwrap(raw, framed) {
+            Ok(raw) => converse(attachment, target, raw).await,
+            Err(error) => tracing::warn!(%error, "attach by websocket"),
+        }
+    });
+    Ok(response)
+}
+
+async fn attachment(
+    state: AppState,
+    id: &str,
+    params: &Params,
+) -> ApiResult<(Attachment, Option<AttachTarget>)> {
+    let container = state.containers.find(id)?;
     let detach = DetachKeys::parse(params.get("detachKeys"))?;
     let view = container.view();
     match view.record.state.status {
@@ -107,13 +150,7 @@ async fn attach(
         false => None,
     };
     attachment.container.announce("attach", Vec::new()).await;
-    let (response, raw) = hijack.take(content_type(tty, version));
-    tokio::spawn(async move {
-        if let Ok(raw) = raw.await {
-            converse(attachment, target, raw).await;
-        }
-    });
-    Ok(response)
+    Ok((attachment, target))
 }
 
 async fn converse(attachment: Attachment, target: Option<AttachTarget>, mut raw: RawConnection) {

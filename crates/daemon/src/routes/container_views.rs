@@ -1,6 +1,6 @@
 //! Routes that look at containers: list, inspect, top, stats.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::Router;
@@ -14,7 +14,6 @@ use super::query::{Params, check_filters};
 use super::shapes;
 use crate::error::{ApiError, ApiResult};
 use crate::services::containers::{Handle, Status, View, top};
-use crate::services::networks::model::PublishedPort;
 use crate::state::AppState;
 
 /// The routes.
@@ -33,10 +32,18 @@ async fn inspect(
 ) -> ApiResult<Json<Value>> {
     let view = state.containers.find(&id)?.view();
     let size = match params.flag("size") {
-        true => Some(state.containers.writable_size(&view.record).await),
+        true => Some(sizes(&state, &view).await),
         false => None,
     };
     Ok(Json(shapes::inspect(&state.containers, &view, size)))
+}
+
+/// Bytes in the writable layer, and with those of the image below it.
+async fn sizes(state: &AppState, view: &View) -> (u64, u64) {
+    let written = state.containers.writable_size(&view.record).await;
+    let image = state.images.inspect(&view.record.image_id).await;
+    let image = image.map_or(0, |image| image.summary.size);
+    (written, written.saturating_add(image))
 }
 
 async fn processes(
@@ -135,7 +142,7 @@ async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<V
     let mut out = Vec::with_capacity(views.len());
     for view in views {
         let size = match params.flag("size") {
-            true => Some(state.containers.writable_size(&view.record).await),
+            true => Some(sizes(&state, &view).await),
             false => None,
         };
         out.push(shapes::summary(&view, size, now));
@@ -150,6 +157,8 @@ struct Chosen<'a> {
     since: Option<Timestamp>,
     exited: Vec<u32>,
     ancestors: Vec<String>,
+    expose: Option<HashSet<(u16, String)>>,
+    publish: Option<HashSet<(u16, String)>>,
 }
 
 impl<'a> Chosen<'a> {
@@ -211,6 +220,8 @@ impl<'a> Chosen<'a> {
             since,
             exited,
             ancestors,
+            expose: ports(filters, "expose")?,
+            publish: ports(filters, "publish")?,
         })
     }
 
@@ -246,36 +257,58 @@ impl<'a> Chosen<'a> {
                         || (!one.network_id.is_empty() && one.network_id.starts_with(value))
                 })
             })
-            && self.any("expose", |value| {
-                record
-                    .config
-                    .exposed_ports
-                    .iter()
-                    .flatten()
-                    .any(|port| port == value || port.strip_suffix("/tcp") == Some(value))
+            && self.expose.as_ref().is_none_or(|wanted| {
+                let exposed = record.config.exposed_ports.iter().flatten();
+                exposed
+                    .map(|port| port_of(port))
+                    .any(|port| wanted.contains(&port))
             })
-            && self.any("publish", |value| {
-                record
-                    .networks
-                    .sandbox
-                    .iter()
-                    .any(|sandbox| sandbox.ports.iter().any(|port| publishes(port, value)))
+            && self.publish.as_ref().is_none_or(|wanted| {
+                let asked = record.host_config.port_bindings.iter().flatten();
+                let sandbox = record.networks.sandbox.iter();
+                let published = sandbox.flat_map(|sandbox| &sandbox.ports);
+                asked
+                    .map(|(port, _)| port_of(port))
+                    .chain(
+                        published
+                            .map(|port| (port.container_port, port.protocol.as_str().to_owned())),
+                    )
+                    .any(|port| wanted.contains(&port))
             })
             && self.any("volume", |value| has_volume(view, value))
             && super::query::labels_match(record.config.labels.as_ref(), self.filters)
     }
 }
 
-/// Whether a filter's `port`, `port/protocol` or range of ports means this one.
-fn publishes(port: &PublishedPort, value: &str) -> bool {
-    let (numbers, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
-    let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
-    match (first.parse::<u16>(), last.parse::<u16>()) {
-        (Ok(first), Ok(last)) => {
-            protocol == port.protocol.as_str() && (first..=last).contains(&port.container_port)
+/// `80/tcp` of a configuration, where TCP may be left out.
+fn port_of(text: &str) -> (u16, String) {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    (number.parse().unwrap_or(0), protocol.to_owned())
+}
+
+/// The ports that a filter names: `80`, `80/udp`, `80-90/tcp`.
+fn ports(
+    filters: &HashMap<String, Vec<String>>,
+    key: &str,
+) -> ApiResult<Option<HashSet<(u16, String)>>> {
+    let Some(values) = filters.get(key) else {
+        return Ok(None);
+    };
+    let mut out = HashSet::new();
+    for value in values {
+        let bad = || ApiError::bad_request(format!("invalid filter '{key}={value}'"));
+        let (range, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
+        if !matches!(protocol, "tcp" | "udp" | "sctp") {
+            return Err(bad());
         }
-        _ => false,
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u16, u16) = match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if first <= last => (first, last),
+            _ => return Err(bad()),
+        };
+        out.extend((first..=last).map(|port| (port, protocol.to_owned())));
     }
+    Ok(Some(out))
 }
 
 /// Docker finds a volume by its name or its path in the container, and a bind by either path.
@@ -296,7 +329,20 @@ fn name_matches(name: &str, pattern: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::name_matches;
+    use super::*;
+
+    #[test]
+    fn ports_of_filters() {
+        let filter = |value: &str| {
+            let filters = HashMap::from([("expose".to_owned(), vec![value.to_owned()])]);
+            ports(&filters, "expose").map(Option::unwrap_or_default)
+        };
+        assert!(filter("80").unwrap().contains(&port_of("80/tcp")));
+        assert_eq!(filter("80-82/udp").unwrap().len(), 3);
+        for bad in ["x", "80/x", "9-8", "70000", ""] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn names_match_by_expression() {

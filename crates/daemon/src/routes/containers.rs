@@ -202,6 +202,7 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
                 && super::query::labels_match(labels, &filters)
         })
         .await;
+    state.events.pruned("container", bytes);
     Ok(Json(
         json!({ "ContainersDeleted": removed, "SpaceReclaimed": bytes }),
     ))

@@ -179,7 +179,7 @@ fn mounts(record: &Record) -> Vec<Value> {
 }
 
 /// The answer of `GET /containers/{id}/json`.
-pub fn inspect(containers: &Containers, view: &View, size: Option<u64>) -> Value {
+pub fn inspect(containers: &Containers, view: &View, size: Option<(u64, u64)>) -> Value {
     let record = &view.record;
     let files = containers.files(record);
     let execs = containers.execs_of(&record.id);
@@ -214,9 +214,9 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<u64>) -> Value
         "NetworkSettings": network_shapes::settings(record),
     });
     if let Value::Object(out) = &mut out {
-        if let Some(size) = size {
-            out.insert("SizeRw".to_owned(), json!(size));
-            out.insert("SizeRootFs".to_owned(), json!(size));
+        if let Some((written, whole)) = size {
+            out.insert("SizeRw".to_owned(), json!(written));
+            out.insert("SizeRootFs".to_owned(), json!(whole));
         }
         if let Value::Object(rest) = rest {
             out.extend(rest);
@@ -226,7 +226,7 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<u64>) -> Value
 }
 
 /// One entry of `GET /containers/json`.
-pub fn summary(view: &View, size: Option<u64>, now: Timestamp) -> Value {
+pub fn summary(view: &View, size: Option<(u64, u64)>, now: Timestamp) -> Value {
     let record = &view.record;
     let mut out = Map::new();
     let mut put = |key: &str, value: Value| {
@@ -239,9 +239,9 @@ pub fn summary(view: &View, size: Option<u64>, now: Timestamp) -> Value {
     put("Command", json!(command_line(record)));
     put("Created", json!(record.created.as_second()));
     put("Ports", json!(network_shapes::port_list(record)));
-    if let Some(size) = size {
-        put("SizeRw", json!(size));
-        put("SizeRootFs", json!(size));
+    if let Some((written, whole)) = size {
+        put("SizeRw", json!(written));
+        put("SizeRootFs", json!(whole));
     }
     let empty = HashMap::new();
     put(

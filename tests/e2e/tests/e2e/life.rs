@@ -172,10 +172,10 @@ case!(what_wait_waits_for, |cell| {
     );
     assert_eq!(wait(&id, "nope").0, 400);
     assert_eq!(wait("nosuch", "not-running").0, 404);
+    let socket = cell.daemon().socket();
+    let path = format!("/containers/{id}/wait?condition=next-exit");
     std::thread::scope(|scope| {
         let next = scope.spawn(|| {
-            let path = format!("/containers/{id}/wait?condition=next-exit");
-            let socket = cell.daemon().socket();
             bulkhead_e2e::api::request(&socket, "POST", &path, None).map(|answer| answer.json())
         });
         cell.cli(&format!("start -a {id}")).exits(4);
@@ -197,4 +197,243 @@ case!(what_wait_waits_for, |cell| {
             .status,
         409
     );
+});
+
+case!(ours process tcp_needs_certificates, |cell| {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let openssl = |line: &str| {
+        let words = line.split_whitespace().map(|word| word.replace("@", &file("")));
+        let output = std::process::Command::new("openssl").args(words).output();
+        let output = output.expect("openssl, from package openssl");
+        assert!(output.status.success(), "openssl {line}: {output:?}");
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    for name in ["ca", "stranger"] {
+        openssl(&format!(
+            "req -x509 {key} -subj /CN={name} -keyout @{name}-key.pem -out @{name}.pem"
+        ));
+    }
+    for (name, extra) in [
+        ("server", "-addext subjectAltName=IP:127.0.0.1"),
+        ("client", "-addext extendedKeyUsage=clientAuth"),
+    ] {
+        openssl(&format!(
+            "req -x509 {key} -subj /CN={name} {extra} -addext basicConstraints=CA:FALSE \
+             -CA @ca.pem -CAkey @ca-key.pem -keyout @{name}-key.pem -out @{name}.pem"
+        ));
+    }
+    let cell = cell.on(Daemon::start(&[
+        "-H", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", &file("ca.pem"),
+        "--tlscert", &file("server.pem"), "--tlskey", &file("server-key.pem"),
+    ]));
+    let log = cell.daemon().log();
+    let port: String = log
+        .split("127.0.0.1:")
+        .nth(1)
+        .unwrap_or_else(|| panic!("no port in {log}"))
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    let ping = |certificate: &str| {
+        let script = format!(
+            "printf 'GET /_ping HTTP/1.0\\r\\n\\r\\n' | timeout 20 openssl s_client -quiet \
+             -verify_return_error -CAfile {} -connect 127.0.0.1:{port} {certificate} 2>&1",
+            file("ca.pem")
+        );
+        let output = std::process::Command::new("sh").args(["-c", &script]).output();
+        String::from_utf8_lossy(&output.expect("sh").stdout).into_owned()
+    };
+    let with = |name: &str| {
+        let (cert, key) = (file(&format!("{name}.pem")), file(&format!("{name}-key.pem")));
+        ping(&format!("-cert {cert} -key {key}"))
+    };
+    assert!(with("client").contains("200 OK"), "{}", with("client"));
+    for refused in [ping(""), with("stranger")] {
+        assert!(!refused.contains("200 OK"), "{refused}");
+    }
+    if cell.client == bulkhead_e2e::ClientKind::Docker {
+        let tls = format!(
+            "-H tcp://127.0.0.1:{port} --tlsverify --tlscacert {} --tlscert {} --tlskey {}",
+            file("ca.pem"), file("client.pem"), file("client-key.pem")
+        );
+        let line = format!("{tls} run -i --rm {BUSYBOX} cat");
+        let output = cell.line(&line).stdin("through all of it").output().ok();
+        assert_eq!(output.text(), "through all of it");
+        let plain = format!("-H tcp://127.0.0.1:{port} version");
+        cell.cli(&plain).fails();
+    }
+    cell.finish();
+});
+
+case!(streams_over_a_websocket, |cell| {
+    use std::io::{Read, Write};
+    let id = cell.detached(&format!("-i {BUSYBOX} cat"));
+    let mut socket = std::os::unix::net::UnixStream::connect(cell.daemon().socket())
+        .expect("the daemon listens");
+    socket
+        .set_read_timeout(Some(cell.limit()))
+        .expect("a socket");
+    let head = format!(
+        "GET /v1.41/containers/{id}/attach/ws?stream=1&stdin=1&stdout=1 HTTP/1.1\r\n\
+         Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Origin: http://localhost\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).expect("is open");
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.ends_with(b"\r\n\r\n") {
+        assert_eq!(socket.read(&mut byte).expect("an answer"), 1);
+        answer.push(byte[0]);
+    }
+    let answer = String::from_utf8_lossy(&answer).to_lowercase();
+    assert!(answer.starts_with("http/1.1 101"), "{answer}");
+    assert!(answer.contains("s3pplmbitxaq9kygzzhzrbk+xoo="), "{answer}");
+    // A text frame, masked with zeros.
+    socket
+        .write_all(&[0x81, 0x86, 0, 0, 0, 0])
+        .expect("is open");
+    socket.write_all(b"hello\n").expect("is open");
+    let mut frame = [0; 8];
+    socket.read_exact(&mut frame).expect("the echo");
+    assert_eq!(&frame[1..], b"\x06hello\n");
+    drop(socket);
+    let bad = cell.api("GET", &format!("/containers/{id}/attach/ws?stream=1"), None);
+    assert_eq!(bad.status, 400);
+});
+
+case!(lists_are_filtered, |cell| {
+    let (one, two, three) = (cell.name("c"), cell.name("c"), cell.name("c"));
+    let mark = format!("--label mark={one}");
+    let first = cell.create(&format!("--name {one} {mark} --expose 81 {BUSYBOX} true"));
+    let second = cell.detached(&format!("--name {two} {mark} --init {BUSYBOX} sleep 1000"));
+    let third = cell.create(&format!(
+        "--name {three} {mark} -l a=b {BUSYBOX} sh -c 'exit 7'"
+    ));
+    cell.cli(&format!("start -a {third}")).exits(7);
+    let list = |filter: &str| {
+        let line = format!("ps -aq --no-trunc --filter label=mark={one} {filter}");
+        let mut ids = cell.cli(&line).ok().lines();
+        ids.sort();
+        ids
+    };
+    let sorted = |ids: &[&String]| {
+        let mut ids: Vec<String> = ids.iter().map(|id| (*id).clone()).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(list(""), sorted(&[&first, &second, &third]));
+    assert_eq!(list("--filter status=created"), sorted(&[&first]));
+    assert_eq!(list("--filter status=running"), sorted(&[&second]));
+    assert_eq!(
+        list("--filter status=exited --filter exited=7"),
+        sorted(&[&third])
+    );
+    assert_eq!(list("--filter exited=0"), sorted(&[]));
+    assert_eq!(list(&format!("--filter before={two}")), sorted(&[&first]));
+    assert_eq!(list(&format!("--filter since={second}")), sorted(&[&third]));
+    assert_eq!(list(&format!("--filter name={two}")), sorted(&[&second]));
+    assert_eq!(
+        list(&format!("--filter name=^/{two}$ --filter name=^{three}$")),
+        sorted(&[&second, &third])
+    );
+    assert_eq!(list(&format!("--filter id={first}")), sorted(&[&first]));
+    assert_eq!(list("--filter label=a=b"), sorted(&[&third]));
+    assert_eq!(list("--filter label=a=c"), sorted(&[]));
+    assert_eq!(
+        list(&format!("--filter ancestor={BUSYBOX}")),
+        sorted(&[&first, &second, &third])
+    );
+    assert_eq!(list("--filter ancestor=nosuch"), sorted(&[]));
+    assert_eq!(list("--filter expose=81"), sorted(&[&first]));
+    assert_eq!(list("--filter expose=80-90/udp"), sorted(&[]));
+    for bad in [
+        "status=nope",
+        "exited=x",
+        "health=x",
+        "expose=x",
+        "nosuch=1",
+    ] {
+        cell.cli(&format!("ps --filter {bad}")).fails();
+    }
+    let sized = cell
+        .api("GET", &format!("/containers/{first}/json?size=1"), None)
+        .json();
+    assert!(
+        sized["SizeRootFs"].as_u64() > sized["SizeRw"].as_u64(),
+        "{sized}"
+    );
+    cell.cli(&format!("container prune -f --filter label=mark={one}"))
+        .ok();
+    assert_eq!(list(""), sorted(&[&second]));
+    let events = cell.cli(&format!(
+        "events --since 0 --until 0s --filter label=mark={one} --filter event=die \
+         --filter event=destroy --filter type=container --format '{{{{.Action}}}} {{{{.Actor.ID}}}}'"
+    ));
+    let mut wanted = vec![
+        format!("die {third}"),
+        format!("destroy {first}"),
+        format!("destroy {third}"),
+    ];
+    wanted.sort();
+    let mut got = events.ok().lines();
+    got.sort();
+    assert_eq!(got, wanted);
+});
+
+case!(what_the_kernel_allows, |cell| {
+    // Capabilities, system calls, sysctls, shared memory: each says no first.
+    let mount = "mkdir -p /tmp/m; mount -t tmpfs none /tmp/m && echo mounted";
+    cell.run(&format!("--rm {BUSYBOX} sh -c '{mount}'")).fails();
+    cell.run(&format!("--rm --privileged {BUSYBOX} sh -c '{mount}'"))
+        .ok()
+        .says("mounted");
+    let script = "grep -E \"NoNewPrivs|Seccomp:\" /proc/self/status | tr -d \"\\t\"; \
+                  cat /proc/sys/net/ipv4/ip_default_ttl; df -k /dev/shm | tail -1";
+    let output = cell
+        .run(&format!(
+            "--rm --security-opt no-new-privileges --security-opt seccomp=unconfined \
+             --sysctl net.ipv4.ip_default_ttl=77 --shm-size 8m {BUSYBOX} sh -c '{script}'"
+        ))
+        .ok();
+    assert_eq!(
+        &output.lines()[..3],
+        ["NoNewPrivs:1", "Seccomp:0", "77"],
+        "{output}"
+    );
+    assert!(output.lines()[3].contains(" 8192 "), "{output}");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let profile = dir.path().join("profile.json");
+    let rules = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
+    std::fs::write(&profile, rules).expect("is ours");
+    let denied = format!(
+        "--rm --security-opt seccomp={} {BUSYBOX} mkdir /tmp/x",
+        profile.display()
+    );
+    cell.run(&denied).fails().says("not permitted");
+    for bad in [
+        "--sysctl kernel.panic=1",
+        "--security-opt seccomp=/nosuchprofile",
+        "--security-opt nosuch=1",
+        "--cap-add NOSUCH",
+        "--log-driver nosuch",
+        "--device /dev/nosuchdevice",
+    ] {
+        cell.run(&format!("--rm {bad} {BUSYBOX} true")).fails();
+    }
+    let device = format!("--rm --device /dev/null:/dev/mine:rw {BUSYBOX} ls -l /dev/mine");
+    match cell.is_hyperv() {
+        false => cell.run(&device).ok().says("1,   3"),
+        true => cell.run(&device).fails().says("own kernel"),
+    };
+    let local = cell.create(&format!(
+        "--log-driver local --log-opt max-size=1m {BUSYBOX} echo kept"
+    ));
+    cell.cli(&format!("start -a {local}")).ok();
+    assert_eq!(cell.cli(&format!("logs {local}")).ok().text(), "kept");
+    let none = cell.create(&format!("--log-driver none {BUSYBOX} echo gone"));
+    cell.cli(&format!("start -a {none}")).ok().says("gone");
+    cell.cli(&format!("logs {none}")).fails();
 });

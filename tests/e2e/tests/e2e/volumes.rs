@@ -279,6 +279,24 @@ case!(process every_mount_says_what_it_is, |cell| {
     cell.cli(&format!("volume rm {name}")).ok();
 });
 
+case!(ours process a_part_of_a_volume, |cell| {
+    let name = cell.name("data");
+    let script = "mkdir -p /v/sub/deep; echo it >/v/sub/deep/file; ln -s /etc /v/out; \\
+                  ln -s sub/deep /v/in";
+    cell.run(&format!("--rm -v {name}:/v {BUSYBOX} sh -c '{script}'")).ok();
+    let read = |subpath: &str, target: &str| {
+        let mount = format!("type=volume,src={name},dst={target},volume-subpath={subpath}");
+        cell.run(&format!("--rm --mount {mount} {BUSYBOX} cat {target}/file"))
+    };
+    assert_eq!(read("sub/deep", "/x").ok().text(), "it");
+    // A link leads where it would inside the volume.
+    assert_eq!(read("in", "/x").ok().text(), "it");
+    read("out", "/x").fails();
+    read("missing", "/x").fails().says("no such file or directory");
+    read("../x", "/x").fails().says("relative path within the volume");
+    cell.cli(&format!("volume rm {name}")).ok();
+});
+
 case!(process volumes_with_options, |cell| {
     let cell = cell.on(Daemon::start(&[]));
     let memory = cell.name("memory");

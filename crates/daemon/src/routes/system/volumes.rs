@@ -162,6 +162,7 @@ async fn prune(
             (all || volume.is_anonymous()) && labels_match(volume.labels.as_ref(), &filters)
         })
         .await;
+    state.events.pruned("volume", bytes);
     let names = if removed.is_empty() {
         Value::Null
     } else {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bollard_stubs::models::{ContainerConfig, HostConfig};
 use bulkhead_spec::{HostMount, MountOrigin, MountRequest, MountSource};
+use bulkhead_task::options::SUBPATH_OPTION;
 use serde::{Deserialize, Serialize};
 
 use super::model::Record;
@@ -317,6 +318,9 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
         }
         let propagation = Some(mount.propagation.as_str()).filter(|mode| !mode.is_empty());
         options.push(propagation.unwrap_or("rprivate").to_owned());
+        if let Some(subpath) = &mount.subpath {
+            options.push(format!("{SUBPATH_OPTION}{subpath}"));
+        }
         out.push(HostMount {
             source,
             destination: mount.destination.clone(),

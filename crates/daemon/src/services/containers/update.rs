@@ -103,6 +103,7 @@ impl UpdateRequest {
                 ));
             }
             new.restart_policy = Some(policy.clone());
+            bulkhead_spec::check_restart(&new).map_err(|error| cannot(&error.to_string()))?;
         }
         Ok(new)
     }

@@ -1,0 +1,123 @@
+//! Binds that a runtime cannot be given as they are.
+//!
+//! A directory inside a volume must be looked up inside it: whoever writes to the volume could
+//! lead a path out of it by a link, also while it is being walked. And the runtime leaves every
+//! mount a slave of the host's, also one that is to be private. So both are mounted here first,
+//! in the supervisor's own mount namespace, and the runtime is given that mount.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use bulkhead_isolation::{ErrorKind, IsolationError};
+use bulkhead_task::bundle::Bundle;
+use bulkhead_task::options::SUBPATH_OPTION;
+use oci_spec::runtime::{Mount, Spec};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::mount::MountPropagationFlags;
+
+/// Mounts what needs it and points the specification there. What is mounted goes with the
+/// mount namespace.
+pub fn stage(spec: &mut Spec, bundle: &Bundle) -> Result<(), IsolationError> {
+    let Some(mounts) = spec.mounts_mut() else {
+        return Ok(());
+    };
+    for (number, mount) in mounts.iter_mut().enumerate() {
+        let place = bundle.binds().join(number.to_string());
+        stage_one(mount, &place)?;
+    }
+    Ok(())
+}
+
+fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
+    let mut options = mount.options().clone().unwrap_or_default();
+    let has = |wanted: &str| options.iter().any(|option| option == wanted);
+    let recursive = has("rbind");
+    let bind = recursive || has("bind") || mount.typ().as_deref() == Some("bind");
+    let private = has("private") || has("rprivate");
+    let subpath = options
+        .iter()
+        .find_map(|option| option.strip_prefix(SUBPATH_OPTION))
+        .map(str::to_owned);
+    let (true, Some(source)) = (
+        bind && (private || subpath.is_some()),
+        mount.source().clone(),
+    ) else {
+        return Ok(());
+    };
+    let failed = |what: &str, error: io::Error| {
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
+            _ => ErrorKind::Other,
+        };
+        let shown = source.join(subpath.as_deref().unwrap_or_default());
+        let shown = shown.display();
+        IsolationError::new(kind, format!("{what} {shown}: {error}"))
+    };
+    let found =
+        find(&source, subpath.as_deref()).map_err(|error| failed("cannot access", error))?;
+    attach(&found, place, recursive, private).map_err(|error| failed("cannot mount", error))?;
+    options.retain(|option| !option.starts_with(SUBPATH_OPTION));
+    mount.set_options(Some(options));
+    mount.set_source(Some(place.to_owned()));
+    Ok(())
+}
+
+fn find(source: &Path, subpath: Option<&str>) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, source, flags, Mode::empty())?;
+    let Some(subpath) = subpath else {
+        return Ok(root);
+    };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(&root, subpath, flags, Mode::empty(), resolve);
+    Ok(found?)
+}
+
+fn attach(found: &OwnedFd, place: &Path, recursive: bool, private: bool) -> io::Result<()> {
+    if let Some(parent) = place.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)?;
+    }
+    let stat = rustix::fs::fstat(found)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        fs::create_dir(place)?;
+    } else {
+        File::create_new(place)?;
+    }
+    let from = format!("/proc/self/fd/{}", found.as_raw_fd());
+    if recursive {
+        rustix::mount::mount_bind_recursive(from, place)?;
+    } else {
+        rustix::mount::mount_bind(from, place)?;
+    }
+    if private {
+        let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change(place, flags)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_in_a_volume_stays_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("sub/deep")).unwrap();
+        fs::write(dir.path().join("sub/file"), "mine").unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
+        std::os::unix::fs::symlink("../../../../sub", dir.path().join("sub/up")).unwrap();
+        assert!(find(dir.path(), Some("sub/deep")).is_ok());
+        let up = find(dir.path(), Some("sub/up/file")).unwrap();
+        assert_eq!(rustix::fs::fstat(&up).unwrap().st_size, 4);
+        for bad in ["out", "out/passwd", "sub/file/x", "missing"] {
+            assert!(find(dir.path(), Some(bad)).is_err(), "{bad}");
+        }
+    }
+}
