@@ -11,6 +11,7 @@
 mod connection;
 pub mod hello;
 mod message;
+mod network;
 mod share;
 mod wire;
 
@@ -18,7 +19,11 @@ pub use connection::{Connection, ConnectionLost, Incoming, MAX_STREAMS, Role, St
 pub use message::{
     Call, Create, CreateReply, Delete, Exec, FileHeader, Files, Kill, KillAll, LayerExtent,
     MAX_FILE_BYTES, MAX_FILES, Pause, Processes, ReadinessTimes, Request, Resize, Resume, Setup,
-    SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Update, Wait,
+    SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Update, Wait, WriteFiles,
+};
+pub use network::{
+    Address, DnsMessage, Interface, MAX_ADDRESSES, MAX_DNS_MESSAGE, MAX_NICS, MAX_ROUTES, Mac,
+    Network, Nic, Prefix, Resolver, Route,
 };
 pub use share::{
     AcceptShare, ListenShare, MAX_SHARE_MESSAGE, MAX_SHARES, MountShare, share_path, socket_path,

@@ -8,6 +8,7 @@ use bulkhead_isolation::{ExitStatus, ProcessInfo, Resources, TerminalSize};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::network::{Network, Nic, Resolver};
 use crate::share::{AcceptShare, ListenShare, MountShare};
 
 /// The longest injected file, bytes.
@@ -90,6 +91,12 @@ requests! {
     Update -> ();
     /// See [`Files`].
     Files -> ();
+    /// See [`Network`].
+    Network -> ();
+    /// See [`Resolver`].
+    Resolver -> ();
+    /// See [`WriteFiles`].
+    WriteFiles -> ();
     /// See [`Delete`].
     Delete -> ();
     /// See [`Shutdown`].
@@ -109,6 +116,8 @@ pub struct Setup {
     pub nanoseconds: u32,
     /// Fresh random bytes for the guest's generator.
     pub entropy: Vec<u8>,
+    /// Its network cards.
+    pub nics: Vec<Nic>,
 }
 
 /// A layer blob on the layers disk.
@@ -284,6 +293,14 @@ pub struct Files {
     pub spec: Option<Box<oci_spec::runtime::Spec>>,
 }
 
+/// Writes files of [`Create`] again, in place, where the container has them. After the
+/// request, on the same stream, come their bytes as there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteFiles {
+    /// Which; the mode is not changed.
+    pub files: Vec<FileHeader>,
+}
+
 /// Releases the container; the writable layer stays mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delete;
@@ -316,6 +333,7 @@ mod tests {
                 seconds: -1,
                 nanoseconds: 999_999_999,
                 entropy: vec![0, 255],
+                nics: Vec::new(),
             }
             .into(),
         ];

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bulkhead_agent_protocol::{
     AcceptShare, Call, Create, CreateReply, Delete, Exec, FileHeader, Files, Kill, KillAll,
-    ListenShare, MAX_FILE_BYTES, MAX_FILES, MAX_MESSAGE, MountShare, Pause, Processes, Request,
-    Resize, Resume, Setup, SetupReply, Shutdown, StandardStream, Start, Stats, Stdio, Stream,
-    Update, Wait, WireError, read_message, reply,
+    ListenShare, MAX_FILE_BYTES, MAX_FILES, MAX_MESSAGE, MountShare, Network, Nic, Pause,
+    Processes, Request, Resize, Resolver, Resume, Setup, SetupReply, Shutdown, StandardStream,
+    Start, Stats, Stdio, Stream, Update, Wait, WireError, WriteFiles, read_message, reply,
 };
 use bulkhead_isolation::{
     Container, ContainerFiles, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError,
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::ground::Ground;
+use crate::network::{CardError, Cards, GuestResolver};
 use crate::shares::{self, ShareError, Shares};
 
 /// Most bytes of all injected files together; they are kept in the guest's memory.
@@ -49,6 +50,8 @@ pub struct Service {
     /// Taken for moments only, and inside `life`.
     running: Mutex<Running>,
     shares: Arc<Shares>,
+    /// Taken inside `life`, or alone.
+    cards: tokio::sync::Mutex<Cards>,
     over: Notify,
 }
 
@@ -64,6 +67,8 @@ enum Life {
 struct Running {
     container: Option<Arc<dyn Container>>,
     processes: HashMap<String, Entry>,
+    /// What it was given, with our own paths.
+    files: Vec<InjectedFile>,
 }
 
 struct Entry {
@@ -83,6 +88,7 @@ impl Service {
             life: tokio::sync::Mutex::new(Life::Booted),
             running: Mutex::default(),
             shares: Arc::default(),
+            cards: tokio::sync::Mutex::default(),
             over: Notify::new(),
         })
     }
@@ -220,6 +226,19 @@ impl Service {
                     None => Ok(()),
                 }
             }
+            Request::Network(network) => {
+                let result = self.configure_network(&network.nics).await;
+                answer::<Network>(stream, result).await
+            }
+            Request::Resolver(resolver) => self.resolve_names(resolver, stream).await,
+            Request::WriteFiles(write) => {
+                let result = match receive_files(stream, &write.files).await {
+                    Ok(contents) => self.rewrite_files(&write.files, &contents),
+                    Err(FilesError::Wire(error)) => return Err(error),
+                    Err(FilesError::Refused(error)) => Err(error),
+                };
+                answer::<WriteFiles>(stream, result).await
+            }
             Request::Delete(Delete) => {
                 let result = self.delete().await;
                 answer::<Delete>(stream, result).await
@@ -258,9 +277,70 @@ impl Service {
             return Err(out_of_order("the machine is set up already"));
         }
         let ground = Arc::clone(&self.ground);
+        let nics = setup.nics.clone();
         let done = blocking(move || ground.set_up(&setup, request)).await?;
+        self.configure_network(&nics).await?;
         *life = Life::SetUp;
         Ok(done)
+    }
+
+    async fn configure_network(&self, nics: &[Nic]) -> Result<()> {
+        if !self.ground.is_machine() && !nics.is_empty() {
+            return Err(IsolationError::new(
+                ErrorKind::Unsupported,
+                "the network is not ours to change",
+            ));
+        }
+        let mut cards = self.cards.lock().await;
+        cards.configure(nics).await.map_err(|error| {
+            let kind = match error {
+                CardError::Invalid(_) => ErrorKind::InvalidArgument,
+                _ => ErrorKind::Other,
+            };
+            IsolationError::new(kind, error.to_string())
+        })
+    }
+
+    async fn resolve_names(&self, resolver: Resolver, stream: &mut Stream) -> Sent {
+        let listening = if self.ground.is_machine() {
+            GuestResolver::listen(resolver.address)
+                .await
+                .map_err(|error| IsolationError::other("cannot listen for name queries", error))
+        } else {
+            Err(IsolationError::new(
+                ErrorKind::Unsupported,
+                "the network is not ours to change",
+            ))
+        };
+        match listening {
+            Ok(resolver) => {
+                answer::<Resolver>(stream, Ok(())).await?;
+                resolver.serve(stream).await;
+                Ok(())
+            }
+            Err(error) => answer::<Resolver>(stream, Err(error)).await,
+        }
+    }
+
+    /// In place: the container has them as bind mounts.
+    fn rewrite_files(&self, files: &[FileHeader], contents: &[Vec<u8>]) -> Result<()> {
+        let running = self.running();
+        for (file, bytes) in files.iter().zip(contents) {
+            let given = running
+                .files
+                .iter()
+                .find(|given| given.destination == file.destination)
+                .ok_or_else(|| {
+                    let path = file.destination.display();
+                    IsolationError::new(
+                        ErrorKind::NotFound,
+                        format!("the container was not given {path}"),
+                    )
+                })?;
+            std::fs::write(&given.source, bytes)
+                .map_err(|error| IsolationError::other("cannot write an injected file", error))?;
+        }
+        Ok(())
     }
 
     async fn create(&self, create: Create, contents: Vec<Vec<u8>>) -> Result<CreateReply> {
@@ -286,6 +366,7 @@ impl Service {
         if self.ground.is_machine() {
             crate::sysctl::apply(&mut spec)?;
         }
+        let given = injected_files.clone();
         let request = CreateRequest {
             id: create.id,
             bundle,
@@ -301,6 +382,7 @@ impl Service {
         let pid = init.pid();
         let mut running = self.running();
         running.container = Some(container);
+        running.files = given;
         running.processes.insert(INIT.to_owned(), entry(init));
         *life = Life::Created;
         Ok(CreateReply { pid })

@@ -82,6 +82,7 @@ impl Agent {
             seconds: 0,
             nanoseconds: 0,
             entropy: Vec::new(),
+            nics: Vec::new(),
         };
         self.call(setup).await.unwrap();
     }

@@ -15,11 +15,13 @@ const MEMORY_UNIT: u64 = 2 << 20;
 pub(crate) const MIN_MEMORY: u64 = 96 << 20;
 
 /// The descriptors that QEMU is born with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Descriptors {
     pub(crate) transport: RawFd,
     pub(crate) monitor: RawFd,
     pub(crate) last_words: RawFd,
+    /// One for each network card.
+    pub(crate) taps: Vec<RawFd>,
 }
 
 /// Where the guest's kernel gets its time from.
@@ -84,7 +86,7 @@ const SOFTWARE_WORDS: [&str; 1] = ["mitigations=off"];
 pub(crate) fn arguments(
     config: &MachineConfig,
     clock: Clock,
-    descriptors: Descriptors,
+    descriptors: &Descriptors,
     layers: Option<&Path>,
 ) -> Result<Vec<OsString>, BootError> {
     let mut out = Arguments::default();
@@ -128,6 +130,7 @@ pub(crate) fn arguments(
         transport,
         monitor,
         last_words,
+        taps,
     } = descriptors;
     out.pair("-chardev", format!("socket,id=monitor,fd={monitor}"));
     out.pair("-mon", "chardev=monitor,mode=control");
@@ -160,6 +163,15 @@ pub(crate) fn arguments(
     out.device(&json!({"driver": "virtio-rng-device", "rng": "entropy"}));
     for disk in &config.disks {
         out.disk(disk, layers)?;
+    }
+    for (index, (nic, tap)) in config.nics.iter().zip(taps).enumerate() {
+        // A tap in the namespace that the container's network is in; the kernel does the rest.
+        out.pair("-netdev", format!("tap,id=net{index},fd={tap},vhost=off"));
+        let [a, b, c, d, e, f] = nic.mac;
+        out.device(&json!({
+            "driver": "virtio-net-device", "netdev": format!("net{index}"),
+            "mac": format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        }));
     }
     Ok(out.0)
 }
@@ -242,7 +254,7 @@ impl Arguments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_machine::{EngineKind, LayerFile};
+    use bulkhead_machine::{EngineKind, LayerFile, Nic};
 
     fn config() -> MachineConfig {
         MachineConfig {
@@ -264,6 +276,9 @@ mod tests {
                 },
                 Disk::Scratch { path: "/s".into() },
             ],
+            nics: vec![Nic {
+                mac: [2, 0, 0, 0, 0, 0xfe],
+            }],
             runtime_dir: "/r".into(),
             console: Console::Quiet,
         }
@@ -274,8 +289,9 @@ mod tests {
             transport: 7,
             monitor: 8,
             last_words: 9,
+            taps: vec![10],
         };
-        let words = arguments(config, Clock::Tsc(2_000_000), descriptors, None).unwrap();
+        let words = arguments(config, Clock::Tsc(2_000_000), &descriptors, None).unwrap();
         words
             .iter()
             .map(|word| word.to_str().unwrap())
@@ -300,6 +316,13 @@ mod tests {
             ..config()
         });
         assert!(loud.contains("console=ttyS0") && loud.contains("path=/a,,b"));
+    }
+
+    #[test]
+    fn a_network_card_is_a_tap() {
+        let line = line(&config());
+        assert!(line.contains("-netdev tap,id=net0,fd=10,vhost=off"));
+        assert!(line.contains(r#""netdev":"net0","mac":"02:00:00:00:00:fe""#));
     }
 
     #[test]

@@ -21,6 +21,10 @@ use bulkhead_machine::{BootError, Capabilities, Engine, Machine, MachineConfig};
 /// Most vCPUs of QEMU's microvm machine.
 const MAX_VCPUS: u32 = 288;
 
+/// With ACPI a microvm has 24 slots for virtio devices; eight are kept for the disks, the
+/// console ports, the random numbers and what may come.
+const MAX_NICS: usize = 16;
+
 /// QEMU as an engine.
 #[derive(Debug)]
 pub struct QemuEngine {
@@ -60,6 +64,7 @@ impl Engine for QemuEngine {
             vhost_user: false,
             shared_directories: false,
             max_vcpus: MAX_VCPUS,
+            max_nics: MAX_NICS,
         }
     }
 
@@ -67,8 +72,10 @@ impl Engine for QemuEngine {
         &self,
         config: &MachineConfig,
         transport: OwnedFd,
+        taps: Vec<OwnedFd>,
     ) -> Result<Box<dyn Machine>, BootError> {
-        let machine = machine::boot(&self.binary, config, transport, self.capabilities()).await?;
+        let machine =
+            machine::boot(&self.binary, config, transport, taps, self.capabilities()).await?;
         Ok(Box::new(machine))
     }
 }

@@ -37,9 +37,17 @@ pub(crate) async fn boot(
     binary: &Path,
     config: &MachineConfig,
     transport: OwnedFd,
+    taps: Vec<OwnedFd>,
     capabilities: Capabilities,
 ) -> Result<QemuMachine, BootError> {
     check(config, capabilities)?;
+    if taps.len() != config.nics.len() {
+        return Err(BootError::InvalidConfig(format!(
+            "{} tap devices were given for {} network cards",
+            taps.len(),
+            config.nics.len()
+        )));
+    }
     let layers = LayersFile::write(config)?;
     let (monitor, qemu_monitor) = UnixStream::pair().map_err(io_error("make a socket"))?;
     let (words, qemu_words) = UnixStream::pair().map_err(io_error("make a socket"))?;
@@ -49,10 +57,11 @@ pub(crate) async fn boot(
         transport: transport.as_raw_fd(),
         monitor: qemu_monitor.as_raw_fd(),
         last_words: qemu_words.as_raw_fd(),
+        taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
-    let arguments = command::arguments(config, clock(config).await, descriptors, layers.path())?;
+    let arguments = command::arguments(config, clock(config).await, &descriptors, layers.path())?;
     let mut child = spawn(binary, &arguments, descriptors)?;
-    drop((transport, qemu_monitor, qemu_words));
+    drop((transport, qemu_monitor, qemu_words, taps));
 
     let complaints = Tail::default();
     let complaining = child.stderr.take().map(|stderr| {
@@ -192,6 +201,13 @@ fn check(config: &MachineConfig, capabilities: Capabilities) -> Result<(), BootE
              part included",
             config.memory_bytes >> 20,
             command::MIN_MEMORY >> 20
+        ));
+    }
+    if config.nics.len() > capabilities.max_nics {
+        return invalid(format!(
+            "a VM has at most {} network cards, not {}",
+            capabilities.max_nics,
+            config.nics.len()
         ));
     }
     for (what, path) in [
@@ -336,7 +352,11 @@ fn spawn(
             }
             keep(descriptors.transport)?;
             keep(descriptors.monitor)?;
-            keep(descriptors.last_words)
+            keep(descriptors.last_words)?;
+            for tap in &descriptors.taps {
+                keep(*tap)?;
+            }
+            Ok(())
         });
     }
     command.spawn().map_err(|source| match source.kind() {

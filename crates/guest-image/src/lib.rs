@@ -24,7 +24,7 @@ pub use modules::ModuleError;
 pub use package::{PackageError, find_deb};
 
 /// Raised when the same inputs give different files than before.
-const FORMAT: u32 = 8;
+const FORMAT: u32 = 9;
 
 /// The files of a guest directory.
 pub mod files {

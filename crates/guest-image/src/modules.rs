@@ -8,10 +8,11 @@ use crate::elf::{Elf, ElfError};
 
 /// What a guest needs, the most urgent first: what the disks and the port to the host hang
 /// on, then what only mounting needs.
-const WANTED: [&str; 5] = [
+const WANTED: [&str; 6] = [
     "virtio_mmio",
     "virtio_blk",
     "virtio_rng",
+    "virtio_net",
     "erofs",
     "overlay",
 ];

@@ -25,7 +25,7 @@ pub fn adapt(mut spec: Spec, payload: u64) -> Result<Spec, IsolationError> {
     }
     if let Some(linux) = spec.linux_mut() {
         if let Some(namespaces) = linux.namespaces_mut() {
-            // The guest has no network but the container's.
+            // The guest has no network but the container's, which is brought to it.
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
             if let Some(joined) = namespaces.iter().find(|ns| ns.path().is_some()) {
                 let kind = joined.typ();
@@ -47,6 +47,23 @@ pub fn adapt(mut spec: Spec, payload: u64) -> Result<Spec, IsolationError> {
         root.set_path(PathBuf::from("rootfs"));
     }
     Ok(spec)
+}
+
+/// The network namespace that the container is to be in; `None` for a fresh, empty one.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`] for the host's, in which a VM cannot be.
+pub fn network_namespace(spec: &Spec) -> Result<Option<PathBuf>, IsolationError> {
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    namespaces
+        .into_iter()
+        .flatten()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+        .map(|namespace| namespace.path().clone())
+        .ok_or_else(|| refused("the host's network"))
 }
 
 /// A process, init or exec, without the host's security modules: the guest has none.

@@ -3,14 +3,20 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bulkhead_agent_protocol::{Exec, KillAll, Pause, Processes, Resume, Update};
+use bulkhead_agent_protocol::{
+    Exec, KillAll, Network, Pause, Processes, Resume, Update, WriteFiles,
+};
 use bulkhead_isolation::{
     Container, ContainerFiles, ErrorKind, IsolationError, Process, ProcessInfo, Resources, Result,
     Stats,
 };
 
+use tokio::sync::Mutex;
+
 use crate::adapt;
 use crate::files::VmFiles;
+use crate::given::GivenFiles;
+use crate::network::VmNetwork;
 use crate::process::{VmProcess, Wanted};
 use crate::sizing::Size;
 use crate::vm::Vm;
@@ -21,17 +27,36 @@ pub struct VmContainer {
     init: Arc<VmProcess>,
     size: Size,
     files: Arc<VmFiles>,
+    outside: Mutex<Outside>,
+}
+
+/// What the guest has of the host's, and may have to be given again.
+struct Outside {
+    network: VmNetwork,
+    files: GivenFiles,
 }
 
 impl VmContainer {
     /// The container whose init this is.
-    pub fn new(vm: Arc<Vm>, init: Arc<VmProcess>, size: Size, id: String) -> Self {
+    pub fn new(
+        vm: Arc<Vm>,
+        init: Arc<VmProcess>,
+        size: Size,
+        id: String,
+        network: VmNetwork,
+        given: GivenFiles,
+    ) -> Self {
         let files = Arc::new(VmFiles::of_container(Arc::clone(&vm), id));
+        let outside = Mutex::new(Outside {
+            network,
+            files: given,
+        });
         Self {
             vm,
             init,
             size,
             files,
+            outside,
         }
     }
 }
@@ -98,10 +123,17 @@ impl Container for VmContainer {
     }
 
     async fn network_changed(&self) -> Result<()> {
-        Err(IsolationError::new(
-            ErrorKind::Unsupported,
-            "the network of a running VM cannot be changed yet",
-        ))
+        let mut outside = self.outside.lock().await;
+        let nics = outside.network.refresh().await?;
+        self.vm.call(Network { nics }).await?;
+        let changed = outside.files.changed().await?;
+        if !changed.headers.is_empty() {
+            let files = changed.headers.clone();
+            let write = WriteFiles { files };
+            self.vm.request_with(write, &changed.contents).await?;
+            outside.files.given(changed);
+        }
+        Ok(())
     }
 
     fn files(&self) -> Arc<dyn ContainerFiles> {

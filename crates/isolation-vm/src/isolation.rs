@@ -1,20 +1,21 @@
 //! Making containers in VMs, and clearing up after those whose supervisor was killed.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bulkhead_agent_protocol::{Create, FileHeader, LayerExtent, MAX_FILE_BYTES, MAX_FILES, Setup};
+use bulkhead_agent_protocol::{Create, LayerExtent, Nic, Resolver, Setup};
 use bulkhead_isolation::{
-    Container, ContainerFiles, CreateRequest, ErrorKind, InjectedFile, Isolation, IsolationError,
-    Result, Rootfs,
+    Container, ContainerFiles, CreateRequest, ErrorKind, Isolation, IsolationError, Result, Rootfs,
 };
 use bulkhead_machine::{Console, Disk, HostFacts, LayerFile, MAX_LAYERS, MachineConfig, choose};
 
 use crate::container::{VmContainer, wanted};
 use crate::files::VmFiles;
+use crate::given::{GivenFiles, read_files};
 use crate::guest_dir::GuestDir;
+use crate::network::{RESOLVER, VmNetwork};
 use crate::process::VmProcess;
 use crate::scratch::ScratchDisk;
 use crate::shares::SharePlan;
@@ -76,6 +77,11 @@ impl VmIsolation {
         let mut spec = std::mem::take(&mut request.spec);
         let shares = SharePlan::take(&mut spec)?;
         let plan = Plan::new(&request, &spec)?;
+        let namespace = match purpose {
+            Purpose::Run => adapt::network_namespace(&spec)?,
+            // Files are looked at without a network.
+            Purpose::Files => None,
+        };
         let spec = adapt::adapt(spec, plan.size.payload)?;
         let process = spec.process().as_ref().ok_or_else(|| {
             IsolationError::new(
@@ -104,6 +110,14 @@ impl VmIsolation {
                 return Err(error);
             }
         };
+        let (mut network, taps) = match VmNetwork::prepare(namespace.as_deref()).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                scratch.discard();
+                release(&runtime_dir);
+                return Err(error.into());
+            }
+        };
         let config = MachineConfig {
             id: request.id.clone(),
             engine: choice.engine,
@@ -127,6 +141,7 @@ impl VmIsolation {
                     path: scratch.path.clone(),
                 },
             ],
+            nics: network.nics(),
             console: if request.vm.debug {
                 Console::File {
                     path: request.bundle.join("console.log"),
@@ -138,9 +153,11 @@ impl VmIsolation {
         };
         let made = async {
             let mut shares = shares.serve(&request.id, &worker).await?;
-            let vm = Arc::new(Vm::boot(&worker, &config, self.deadlines).await?);
+            let vm = Arc::new(Vm::boot(&worker, &config, taps, self.deadlines).await?);
             let made = async {
-                let setup = setup(plan.extents(), hostname)?;
+                // From here on the interfaces are the guest's.
+                let nics = network.refresh().await?;
+                let setup = setup(plan.extents(), hostname, nics)?;
                 let setup = vm.call(setup).await?;
                 tracing::debug!(?setup, "the guest is set up");
                 let connected = shares.connect(&vm).await;
@@ -150,6 +167,7 @@ impl VmIsolation {
                     let files = VmFiles::owning(Arc::clone(&vm), request.id.clone(), spec);
                     return Ok(Made::Files(files));
                 }
+                resolve_names(&vm, &network).await?;
                 let create = Create {
                     id: request.id.clone(),
                     spec: Box::new(spec),
@@ -160,8 +178,14 @@ impl VmIsolation {
                 let (created, _stream) = vm.request_with(create, &contents).await?;
                 let init =
                     VmProcess::attach(Arc::clone(&vm), String::new(), created.pid, wanted).await?;
-                let container =
-                    VmContainer::new(Arc::clone(&vm), init, plan.size, request.id.clone());
+                let container = VmContainer::new(
+                    Arc::clone(&vm),
+                    init,
+                    plan.size,
+                    request.id.clone(),
+                    std::mem::take(&mut network),
+                    GivenFiles::new(request.injected_files, contents),
+                );
                 Ok(Made::Container(container))
             };
             match made.await {
@@ -175,6 +199,7 @@ impl VmIsolation {
         match made.await {
             Ok(made) => Ok(made),
             Err(error) => {
+                network.release().await;
                 scratch.discard();
                 release(&runtime_dir);
                 Err(error)
@@ -291,7 +316,7 @@ fn hostname(spec: &oci_spec::runtime::Spec, id: &str) -> String {
 }
 
 /// The first request: what only the host knows.
-fn setup(layers: Vec<LayerExtent>, hostname: String) -> Result<Setup> {
+fn setup(layers: Vec<LayerExtent>, hostname: String, nics: Vec<Nic>) -> Result<Setup> {
     use std::io::Read;
     let mut entropy = vec![0; 64];
     std::fs::File::open("/dev/urandom")
@@ -305,7 +330,19 @@ fn setup(layers: Vec<LayerExtent>, hostname: String) -> Result<Setup> {
         // Not negative after 1970.
         nanoseconds: u32::try_from(now.subsec_nanosecond()).unwrap_or(0),
         entropy,
+        nics,
     })
+}
+
+/// Has the guest ask us for names, where there is somebody who could answer.
+async fn resolve_names(vm: &Vm, network: &VmNetwork) -> Result<()> {
+    if network.nics().is_empty() {
+        return Ok(());
+    }
+    let resolver = Resolver { address: RESOLVER };
+    let ((), stream) = vm.request(resolver).await?;
+    network.serve_names(stream);
+    Ok(())
 }
 
 async fn prepare_scratch(writable: &Path, guest: &GuestDir) -> Result<ScratchDisk> {
@@ -335,39 +372,4 @@ fn release(runtime_dir: &Path) {
     if let Err(error) = remove_directory(runtime_dir) {
         tracing::warn!(%error, "files of a failed VM are left");
     }
-}
-
-/// The injected files with their bytes.
-async fn read_files(files: &[InjectedFile]) -> Result<(Vec<FileHeader>, Vec<Vec<u8>>)> {
-    if files.len() > MAX_FILES {
-        return Err(IsolationError::new(
-            ErrorKind::InvalidArgument,
-            format!("a VM takes at most {MAX_FILES} files"),
-        ));
-    }
-    let mut headers = Vec::with_capacity(files.len());
-    let mut contents = Vec::with_capacity(files.len());
-    for file in files {
-        let failed =
-            |error| IsolationError::other(format!("cannot read {}", file.source.display()), error);
-        let metadata = tokio::fs::metadata(&file.source).await.map_err(failed)?;
-        if metadata.len() > MAX_FILE_BYTES {
-            return Err(IsolationError::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "{} is longer than the {} MiB that can be given to a VM",
-                    file.source.display(),
-                    MAX_FILE_BYTES >> 20
-                ),
-            ));
-        }
-        let bytes = tokio::fs::read(&file.source).await.map_err(failed)?;
-        headers.push(FileHeader {
-            destination: file.destination.clone(),
-            mode: metadata.permissions().mode() & 0o7777,
-            length: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-        });
-        contents.push(bytes);
-    }
-    Ok((headers, contents))
 }

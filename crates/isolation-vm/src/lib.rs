@@ -9,8 +9,10 @@
 mod adapt;
 mod container;
 mod files;
+mod given;
 mod guest_dir;
 mod isolation;
+mod network;
 mod probe;
 mod process;
 mod scratch;

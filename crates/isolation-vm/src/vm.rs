@@ -3,6 +3,7 @@
 //! The agent is as trustworthy as the guest, which is not at all: what it says is bounded
 //! and cleaned, and no request waits for it for ever.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,14 +58,21 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts a worker and waits until the agent answers. On an error the machine is gone;
+    /// Starts a worker, whose network cards are these taps, and waits until the agent answers. On an error the machine is gone;
     /// its runtime directory is the caller's.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the machine cannot be started here, else
     /// [`ErrorKind::Other`].
-    pub async fn boot(vmwp: &Path, config: &MachineConfig, deadlines: Deadlines) -> Result<Self> {
-        let (worker, mut transport) = Worker::spawn(vmwp, config).await.map_err(not_started)?;
+    pub async fn boot(
+        vmwp: &Path,
+        config: &MachineConfig,
+        taps: Vec<OwnedFd>,
+        deadlines: Deadlines,
+    ) -> Result<Self> {
+        let (worker, mut transport) = Worker::spawn(vmwp, config, taps)
+            .await
+            .map_err(not_started)?;
         if let Err(error) = sweep::record(&config.runtime_dir, worker.pid()) {
             worker.kill().await;
             return Err(IsolationError::other(

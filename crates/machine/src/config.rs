@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// Most layer blobs that one VM gets; Docker's own limit of layers in an image is 127.
 pub const MAX_LAYERS: usize = 127;
 
+/// Most network cards that one VM gets.
+pub const MAX_NICS: usize = 16;
+
 /// An engine, once chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,6 +87,14 @@ impl Disk {
     }
 }
 
+/// A virtio network card. Its tap device goes to the worker beside the configuration, as a
+/// descriptor: whoever made it decides what it is joined to, and the machine only sees frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// The hardware address that it is made with, by which the guest finds it.
+    pub mac: [u8; 6],
+}
+
 /// What becomes of the guest kernel's messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -125,6 +136,9 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// Its disks.
     pub disks: Vec<Disk>,
+    /// Its network cards, at most [`MAX_NICS`].
+    #[serde(default)]
+    pub nics: Vec<Nic>,
     /// A directory of this machine alone, which exists; the engine may keep small files
     /// there while the machine runs and removes them afterwards.
     pub runtime_dir: PathBuf,

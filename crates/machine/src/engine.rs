@@ -21,6 +21,8 @@ pub struct Capabilities {
     pub shared_directories: bool,
     /// Most vCPUs of one machine.
     pub max_vcpus: u32,
+    /// Most network cards of one machine; none can be added while it runs.
+    pub max_nics: usize,
 }
 
 /// A machine could not be made to run. Nothing of it is left.
@@ -70,6 +72,7 @@ pub trait Engine: Send + Sync {
 
     /// Boots a machine; returns when its CPUs run, long before the guest has started up.
     /// `transport` is a stream socket; its other end is with whoever talks to the agent.
+    /// `taps` are the tap devices of the configuration's network cards, in their order.
     ///
     /// # Errors
     /// See [`BootError`].
@@ -77,6 +80,7 @@ pub trait Engine: Send + Sync {
         &self,
         config: &MachineConfig,
         transport: OwnedFd,
+        taps: Vec<OwnedFd>,
     ) -> Result<Box<dyn Machine>, BootError>;
 }
 

@@ -13,6 +13,8 @@ mod exit;
 pub mod worker;
 
 pub use choice::{ChoiceError, EngineChoice, HostFacts, choose, find_qemu};
-pub use config::{Accelerator, Console, Disk, EngineKind, LayerFile, MAX_LAYERS, MachineConfig};
+pub use config::{
+    Accelerator, Console, Disk, EngineKind, LayerFile, MAX_LAYERS, MAX_NICS, MachineConfig, Nic,
+};
 pub use engine::{BootError, Capabilities, Engine, Machine, MachineError};
 pub use exit::{ExitReason, MachineExit};

@@ -76,8 +76,8 @@ enum State {
 }
 
 impl Worker {
-    /// Starts the worker binary `vmwp` with a machine to boot. Returns at once with the
-    /// host's end of the transport to the agent; whether the machine comes up shows by the
+    /// Starts the worker binary `vmwp` with a machine to boot, whose network cards are these
+    /// tap devices, in the configuration's order. Returns at once with the host's end of the transport to the agent; whether the machine comes up shows by the
     /// agent's first bytes, or by [`Worker::wait`].
     ///
     /// Must be called within a tokio runtime.
@@ -87,8 +87,13 @@ impl Worker {
     pub async fn spawn(
         vmwp: &Path,
         config: &MachineConfig,
+        taps: Vec<OwnedFd>,
     ) -> Result<(Self, UnixStream), WorkerError> {
         let (control, worker_control) = UnixStream::pair().map_err(io_error("make a socket"))?;
+        protocol::send_taps(&control, &taps)
+            .map_err(io_error("hand over the VM's network cards"))?;
+        // They are the worker's alone from now on, and go with it.
+        drop(taps);
         let (transport, worker_transport) =
             UnixStream::pair().map_err(io_error("make a socket"))?;
         let mut child = Command::new(vmwp)

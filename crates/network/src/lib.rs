@@ -13,6 +13,7 @@
 //! This crate knows no container and no API.
 
 pub mod addresses;
+mod counters;
 pub mod dns;
 pub mod firewall;
 pub mod link;
@@ -22,6 +23,7 @@ mod netlink;
 pub mod ports;
 pub mod proxy;
 
+pub use counters::{InterfaceCounters, TAP_PREFIX, counters};
 pub use namespace::{
     NetworkNamespace, NetworkNamespaceError, prepare_directory, release_directory, remove, sweep,
     within,

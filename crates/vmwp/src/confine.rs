@@ -12,6 +12,8 @@ pub(crate) struct Sockets {
     pub(crate) control: UnixStream,
     /// To whoever talks to the agent.
     pub(crate) transport: OwnedFd,
+    /// The tap devices of the machine's network cards.
+    pub(crate) taps: Vec<OwnedFd>,
 }
 
 /// Takes the sockets off the standard descriptors, puts `/dev/null` there, and closes
@@ -35,9 +37,15 @@ pub(crate) fn take_sockets() -> io::Result<Sockets> {
         .open("/dev/null")?;
     rustix::stdio::dup2_stdin(null.as_fd())?;
     rustix::stdio::dup2_stdout(null.as_fd())?;
+    // The supervisor has sent them before it started us.
+    let taps = bulkhead_machine::worker::protocol::receive_taps(&control)?;
     let control = UnixStream::from(control);
     control.set_nonblocking(true)?;
-    Ok(Sockets { control, transport })
+    Ok(Sockets {
+        control,
+        transport,
+        taps,
+    })
 }
 
 /// Gives up what neither the worker nor an engine needs: new privileges, core dumps (they

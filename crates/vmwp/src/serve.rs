@@ -1,6 +1,7 @@
 //! The worker's side of `bulkhead_machine::worker::protocol`.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use bulkhead_engine_qemu::QemuEngine;
 use bulkhead_machine::worker::protocol::{Event, MAX_LINE, Request, Verb};
@@ -32,7 +33,7 @@ pub(crate) async fn serve(sockets: Sockets) -> Result<(), ServeError> {
         return Ok(());
     };
     let booted = tokio::select! {
-        booted = boot(&config, sockets.transport) => booted,
+        booted = boot(&config, sockets.transport, sockets.taps) => booted,
         // No request is legal before the machine runs, but a kill is, and the supervisor's
         // end. Dropping the half-booted machine releases it.
         request = read_line::<Request>(&mut reader) => {
@@ -63,10 +64,11 @@ pub(crate) async fn serve(sockets: Sockets) -> Result<(), ServeError> {
 
 async fn boot(
     config: &MachineConfig,
-    transport: std::os::fd::OwnedFd,
+    transport: OwnedFd,
+    taps: Vec<OwnedFd>,
 ) -> Result<Box<dyn Machine>, BootError> {
     match config.engine {
-        EngineKind::Qemu => QemuEngine::find()?.boot(config, transport).await,
+        EngineKind::Qemu => QemuEngine::find()?.boot(config, transport, taps).await,
         EngineKind::Kvm => Err(BootError::Unavailable(
             "the VM engine 'kvm' is not part of this build".to_owned(),
         )),

@@ -116,7 +116,7 @@ async fn the_scratch_disk_keeps_what_was_synced_and_forgets_what_was_discarded()
     assert!(full > 16 << 20);
 
     // A disk has one machine at a time.
-    let (second, _port) = Worker::spawn(vmwp(), &config).await.unwrap();
+    let (second, _port) = Worker::spawn(vmwp(), &config, Vec::new()).await.unwrap();
     let exit = second.wait().await;
     assert_eq!(exit.reason, ExitReason::BootFailed, "{exit:?}");
     assert!(exit.detail.contains("lock"), "{exit:?}");
@@ -240,14 +240,14 @@ async fn what_cannot_boot_says_why() {
             "/no/disk",
         ),
     ] {
-        let (worker, _port) = Worker::spawn(vmwp(), &config).await.unwrap();
+        let (worker, _port) = Worker::spawn(vmwp(), &config, Vec::new()).await.unwrap();
         let exit = worker.wait().await;
         assert_eq!(exit.reason, ExitReason::BootFailed, "{exit:?}");
         assert!(exit.detail.contains(words), "{exit:?} has no {words}");
         eprintln!("{}", exit.detail);
         nothing_left(&place);
     }
-    let error = Worker::spawn(&text, &place.config(Vec::new()))
+    let error = Worker::spawn(&text, &place.config(Vec::new()), Vec::new())
         .await
         .unwrap_err();
     assert!(matches!(error, WorkerError::Spawn { .. }), "{error:?}");

@@ -7,6 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Json, Response};
 use bulkhead_isolation::Stats;
+use bulkhead_network::InterfaceCounters;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
@@ -28,11 +29,15 @@ pub async fn answer(
     if !stream {
         let first = sample(&container.view()).await;
         if one_shot || first.is_none() {
-            return Ok(Json(shape(&container.view(), first.as_ref(), None)).into_response());
+            let view = container.view();
+            let networks = state.containers.network_counters(&view).await;
+            return Ok(Json(shape(&view, first.as_ref(), None, &networks)).into_response());
         }
         tokio::time::sleep(INTERVAL).await;
         let second = sample(&container.view()).await;
-        let value = shape(&container.view(), second.as_ref(), first.as_ref());
+        let view = container.view();
+        let networks = state.containers.network_counters(&view).await;
+        let value = shape(&view, second.as_ref(), first.as_ref(), &networks);
         return Ok(Json(value).into_response());
     }
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::convert::Infallible>>(1);
@@ -50,7 +55,8 @@ pub async fn answer(
                 return;
             }
             let now = sample(&view).await;
-            let mut line = shape(&view, now.as_ref(), previous.as_ref()).to_string();
+            let networks = state.containers.network_counters(&view).await;
+            let mut line = shape(&view, now.as_ref(), previous.as_ref(), &networks).to_string();
             line.push('\n');
             previous = now;
             if sender.send(Ok(Bytes::from(line))).await.is_err() {
@@ -81,7 +87,12 @@ async fn sample(view: &View) -> Option<Stats> {
     }
 }
 
-fn shape(view: &View, now: Option<&Stats>, before: Option<&Stats>) -> Value {
+fn shape(
+    view: &View,
+    now: Option<&Stats>,
+    before: Option<&Stats>,
+    interfaces: &[InterfaceCounters],
+) -> Value {
     let never = "0001-01-01T00:00:00Z".to_owned();
     let time =
         |stats: Option<&Stats>| stats.map_or(never.clone(), |stats| format!("{:.9}", stats.at));
@@ -97,7 +108,7 @@ fn shape(view: &View, now: Option<&Stats>, before: Option<&Stats>) -> Value {
         "cpu_stats": cpu(now),
         "precpu_stats": cpu(before),
         "memory_stats": memory(now),
-        "networks": networks(view),
+        "networks": networks(interfaces),
     })
 }
 
@@ -181,7 +192,20 @@ fn block_io(stats: Option<&Stats>) -> Value {
     })
 }
 
-/// Interfaces other than loopback, of which there are none yet.
-fn networks(_view: &View) -> Value {
-    json!({})
+/// Interfaces other than loopback.
+fn networks(interfaces: &[InterfaceCounters]) -> Value {
+    let shaped = interfaces.iter().map(|counted| {
+        let value = json!({
+            "rx_bytes": counted.rx_bytes,
+            "rx_packets": counted.rx_packets,
+            "rx_errors": counted.rx_errors,
+            "rx_dropped": counted.rx_dropped,
+            "tx_bytes": counted.tx_bytes,
+            "tx_packets": counted.tx_packets,
+            "tx_errors": counted.tx_errors,
+            "tx_dropped": counted.tx_dropped,
+        });
+        (counted.name.clone(), value)
+    });
+    Value::Object(shaped.collect())
 }

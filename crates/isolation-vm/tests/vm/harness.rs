@@ -87,7 +87,8 @@ fn make_layers(directory: &Path, busybox: &str) -> std::io::Result<()> {
     for applet in [
         "sh", "cat", "echo", "sleep", "true", "ls", "ps", "id", "hostname", "uname", "date",
         "stty", "tail", "head", "dd", "mknod", "kill", "mount", "ping", "wc", "rm", "sync", "df",
-        "seq", "chmod", "stat", "od", "nproc", "grep", "find", "touch", "mkdir", "nc",
+        "seq", "chmod", "stat", "od", "nproc", "grep", "find", "touch", "mkdir", "nc", "ip",
+        "nslookup", "ping6",
     ] {
         symlink("busybox", root.join("bin").join(applet))?;
     }
@@ -265,6 +266,7 @@ fn process_value(args: &[&str]) -> Value {
         "CAP_SETGID",
         "CAP_MKNOD",
         "CAP_NET_RAW",
+        "CAP_NET_BIND_SERVICE",
         "CAP_DAC_OVERRIDE",
         "CAP_FOWNER",
         "CAP_AUDIT_WRITE"
@@ -301,7 +303,7 @@ fn spec(args: &[&str], id: &str) -> Value {
             "cgroupsPath": format!("/bulkhead/{id}"),
             "namespaces": [
                 {"type": "mount"}, {"type": "pid"}, {"type": "ipc"}, {"type": "uts"},
-                {"type": "cgroup"},
+                {"type": "cgroup"}, {"type": "network"},
             ],
             "resources": {},
         },

@@ -8,6 +8,7 @@ mod harness;
 mod hostile;
 mod limits;
 mod lost;
+mod network;
 mod processes;
 mod shares;
 mod storage;

@@ -85,6 +85,7 @@ impl Place {
             memory_bytes: 192 << 20,
             vcpus: 1,
             disks,
+            nics: Vec::new(),
             runtime_dir: self.path("run"),
             console: Console::Quiet,
         }
@@ -120,7 +121,7 @@ pub struct Guest {
 impl Guest {
     /// Boots and waits for the shell.
     pub async fn boot(config: &MachineConfig) -> Self {
-        let (worker, port) = Worker::spawn(vmwp(), config).await.unwrap();
+        let (worker, port) = Worker::spawn(vmwp(), config, Vec::new()).await.unwrap();
         let mut port = BufReader::new(port);
         let mut line = String::new();
         tokio::select! {

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_image::{ImageId, ImageStore, ImageUse};
-use bulkhead_network::NetworkNamespaceError;
+use bulkhead_network::{InterfaceCounters, NetworkNamespaceError};
 use bulkhead_spec::HostFacts;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -157,6 +157,24 @@ impl Containers {
     /// What the host can do.
     pub fn facts(&self) -> &HostFacts {
         &self.shared.facts
+    }
+
+    /// What went through the interfaces of a running container's own namespace so far;
+    /// nothing for one that has none.
+    pub async fn network_counters(&self, view: &View) -> Vec<InterfaceCounters> {
+        let own = network::namespace(&view.record.host_config) == network::Namespace::Own;
+        if view.task.is_none() || !own {
+            return Vec::new();
+        }
+        let path = self.shared.netns_path(&view.record.id);
+        let counted = tokio::task::spawn_blocking(move || bulkhead_network::counters(&path))
+            .await
+            .map_err(std::io::Error::other)
+            .flatten();
+        counted.unwrap_or_else(|error| {
+            tracing::debug!(id = %view.record.id, %error, "network counters");
+            Vec::new()
+        })
     }
 
     /// Every container.

@@ -1,4 +1,4 @@
-//! The guest's loopback interface; everything else of its network is a later matter.
+//! The loopback interface, before there is a host to be asked.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
