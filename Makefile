@@ -31,17 +31,16 @@ guest: build
 demo: build guest
 	@scripts/demo.sh $(BIN)
 
+# One profile for everything: the dependencies are compiled once.
 lint:
 	@echo "==> format and lints"
 	@cargo fmt --all --check
-	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@cargo clippy --release --workspace --all-targets --locked --quiet -- -D warnings
 
 test-unit:
 	@echo "==> tests of the crates"
-	@cargo test --workspace --locked --exclude bulkhead-e2e
+	@cargo test --release --locked --workspace --exclude bulkhead-e2e
 
-# In release mode, beside the binaries that it tests: it hashes and compresses a lot, some of
-# it inside VMs.
 test-e2e:
 	@echo "==> end to end, every isolation and client"
 	@cargo test --release --locked --workspace --test e2e -- \

@@ -9,6 +9,13 @@ fn health(cell: &Cell, id: &str) -> Value {
     answer.json()["State"]["Health"].clone()
 }
 
+/// The end of a look at events, in seconds since 1970: docker's client rounds a duration like
+/// `0s` down to a whole second, and what happened since would be missing.
+fn shortly() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs() + 1)
+}
+
 fn until_health(cell: &Cell, id: &str, wanted: &str) {
     cell_until(cell, &format!("{id} is {wanted}"), || {
         health(cell, id)["Status"] == wanted
@@ -52,7 +59,8 @@ case!(health_is_probed, |cell| {
     cell.cli(&format!("rm -f {id}")).ok();
     let events = cell
         .cli(&format!(
-            "events --since 0 --until 0s --filter container={id} --format '{{{{.Action}}}}'"
+            "events --since 0 --until {} --filter container={id} --format '{{{{.Action}}}}'",
+            shortly()
         ))
         .ok();
     let changes: Vec<String> = events
@@ -368,8 +376,9 @@ case!(lists_are_filtered, |cell| {
         .ok();
     assert_eq!(list(""), sorted(&[&second]));
     let events = cell.cli(&format!(
-        "events --since 0 --until 0s --filter label=mark={one} --filter event=die \
-         --filter event=destroy --filter type=container --format '{{{{.Action}}}} {{{{.Actor.ID}}}}'"
+        "events --since 0 --until {} --filter label=mark={one} --filter event=die \
+         --filter event=destroy --filter type=container --format '{{{{.Action}}}} {{{{.Actor.ID}}}}'",
+        shortly()
     ));
     let mut wanted = vec![
         format!("die {third}"),
