@@ -1,0 +1,180 @@
+//! What a build needs of those who keep images and run containers.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bulkhead_image::{Digest, ImageConfig, ImageId};
+
+use crate::dockerfile::ParseError;
+
+/// An image that a step builds on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Base {
+    /// Its ID.
+    pub id: ImageId,
+    /// Its config document.
+    pub document: ImageConfig,
+}
+
+/// What the host answers when something cannot be done. The message is for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HostError(pub String);
+
+impl From<io::Error> for HostError {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A finished step that becomes an image.
+pub struct NewStep<'a> {
+    /// Its config, but for the layer's digest.
+    pub document: ImageConfig,
+    /// The image before.
+    pub parent: Option<ImageId>,
+    /// Its layer as a tar stream, if it makes one.
+    pub layer: Option<&'a mut (dyn Read + Send)>,
+    /// Under which it is found again.
+    pub cache_key: Digest,
+}
+
+/// A command to be run on an image.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// The image.
+    pub image: ImageId,
+    /// The words of the command.
+    pub command: Vec<String>,
+    /// The whole environment.
+    pub environment: Vec<String>,
+    /// `RUN --network`.
+    pub network: Option<String>,
+    /// What is mounted besides.
+    pub mounts: Vec<RunMount>,
+}
+
+/// A mount of a command.
+#[derive(Debug, Clone)]
+pub struct RunMount {
+    /// Where, absolute.
+    pub target: String,
+    /// Whether it may not be written.
+    pub read_only: bool,
+    /// What.
+    pub kind: RunMountKind,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone)]
+pub enum RunMountKind {
+    /// A directory or file of the host.
+    Bind(PathBuf),
+    /// Memory, of at most so many bytes.
+    Tmpfs(Option<u64>),
+}
+
+/// How a command ended.
+pub struct RunOutcome {
+    /// Its container, which is still there.
+    pub container: String,
+    /// Its exit code.
+    pub code: i32,
+}
+
+/// A file from the network.
+pub struct Fetched {
+    /// Its content.
+    pub content: Box<dyn Read + Send>,
+    /// Seconds since the epoch.
+    pub modified: Option<i64>,
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+}
+
+/// The host of a build.
+pub trait Host: Send + Sync {
+    /// The image that a reference means, fetched if it is not there, or always when a fresh
+    /// one was asked for.
+    fn image(&self, reference: &str, platform: Option<&str>) -> Result<Base, HostError>;
+    /// The root filesystem of an image, read-only, as a directory that stays while it is open.
+    fn mount(&self, image: &ImageId) -> Result<OwnedFd, HostError>;
+    /// The step that has this key.
+    fn cached(&self, key: &Digest) -> Result<Option<Base>, HostError>;
+    /// Makes an image of a step.
+    fn store(&self, step: NewStep<'_>) -> Result<Base, HostError>;
+    /// Runs a command to its end; what it writes goes to the build's output. `started` is
+    /// called with the container's ID before anything is written.
+    fn run(
+        &self,
+        request: &RunRequest,
+        started: &mut dyn FnMut(&str),
+    ) -> Result<RunOutcome, HostError>;
+    /// What a container's files differ in from its image, as a layer's tar stream: the same
+    /// bytes for the same files, with times not later than `newest`.
+    fn changes(
+        &self,
+        container: &str,
+        newest: Option<i64>,
+    ) -> Result<Box<dyn Read + Send>, HostError>;
+    /// Removes a container.
+    fn remove(&self, container: &str) -> Result<(), HostError>;
+    /// Fetches a file.
+    fn fetch(&self, url: &str) -> Result<Fetched, HostError>;
+    /// The directory of a named cache, made if it is not there.
+    fn cache_directory(&self, id: &str) -> Result<PathBuf, HostError>;
+    /// An empty file without a name, for what is on its way.
+    fn temporary(&self) -> io::Result<File>;
+    /// An empty directory that is removed when the value is dropped.
+    fn temporary_directory(&self) -> io::Result<tempfile::TempDir>;
+    /// Shows a text to the one who builds.
+    fn say(&self, text: &str);
+    /// Tells the ID of a finished stage.
+    fn announce(&self, image: &ImageId);
+    /// Whether the one who builds has gone.
+    fn is_cancelled(&self) -> bool;
+}
+
+/// Why a build failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The Dockerfile, the context or an option is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The Dockerfile cannot be parsed.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// A command failed.
+    #[error("The command '{command}' returned a non-zero code: {code}")]
+    Command {
+        /// Which.
+        command: String,
+        /// Its exit code.
+        code: i32,
+    },
+    /// The host could not do something.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Files could not be read or written.
+    #[error("{what}: {source}")]
+    Files {
+        /// What was being done.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody waits for it any more.
+    #[error("the build was cancelled")]
+    Cancelled,
+}
+
+impl BuildError {
+    /// With what was being done with files.
+    pub(crate) fn files(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Files { what, source }
+    }
+}
