@@ -16,8 +16,6 @@ use crate::tree::{Kind, Mtime, Node, SourceTree};
 pub enum Content {
     /// From a tree.
     Tree(std::sync::Arc<dyn SourceTree>, PathBuf),
-    /// These bytes.
-    Bytes(std::sync::Arc<[u8]>),
     /// What is no file.
     None,
 }
@@ -26,7 +24,6 @@ impl std::fmt::Debug for Content {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tree(_, path) => formatter.debug_tuple("Tree").field(path).finish(),
-            Self::Bytes(bytes) => formatter.debug_tuple("Bytes").field(&bytes.len()).finish(),
             Self::None => formatter.write_str("None"),
         }
     }
@@ -135,9 +132,6 @@ impl Plan {
                 Content::Tree(tree, source) => {
                     let mut content = tree.open(source)?;
                     writer.entry(path, &node, Some((&mut content, size)))?;
-                }
-                Content::Bytes(bytes) => {
-                    writer.entry(path, &node, Some((&mut &bytes[..], size)))?;
                 }
                 Content::None => {
                     writer.entry(path, &node, Some((&mut io::empty(), 0)))?;
@@ -368,9 +362,12 @@ mod tests {
         let mut node = Node::directory(0o4755, 3_000_000, 2, mtime);
         node.kind = Kind::File { size: 5 };
         node.xattrs.insert("user.a".to_owned(), b"\0b".to_vec());
+        let spool = tempfile::tempfile().unwrap();
+        let file = Some((Path::new("f"), &mut &b"hello"[..] as &mut (dyn Read + Send)));
+        let tree = crate::tree::ContextTree::of_file(file, 0o644, mtime, spool).unwrap();
         let planned = Planned {
             node,
-            content: Content::Bytes(b"hello"[..].into()),
+            content: Content::Tree(std::sync::Arc::new(tree), PathBuf::from("f")),
         };
         plan.put(long.clone(), planned).unwrap();
         let mut bytes = Vec::new();

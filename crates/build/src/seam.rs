@@ -127,8 +127,6 @@ pub trait Host: Send + Sync {
     fn cache_directory(&self, id: &str) -> Result<PathBuf, HostError>;
     /// An empty file without a name, for what is on its way.
     fn temporary(&self) -> io::Result<File>;
-    /// An empty directory that is removed when the value is dropped.
-    fn temporary_directory(&self) -> io::Result<tempfile::TempDir>;
     /// Shows a text to the one who builds.
     fn say(&self, text: &str);
     /// Tells the ID of a finished stage.

@@ -9,6 +9,7 @@ mod document;
 mod download;
 mod endpoint;
 mod error;
+mod fetch;
 mod http;
 mod login;
 mod progress;
@@ -27,6 +28,7 @@ use bulkhead_image::ImageStore;
 
 pub use auth::Credentials;
 pub use error::{ErrorKind, Refusal, RegistryError, Result};
+pub use fetch::FetchedFile;
 pub use login::Login;
 pub use progress::{Message, Reporter};
 pub use pull::{PullRequest, PulledImage};

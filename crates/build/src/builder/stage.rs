@@ -206,12 +206,12 @@ impl<'b, 'a> Stage<'b, 'a> {
             let goes_on = other.history[..steps] == so_far.history[..]
                 && other.rootfs.diff_ids.get(..layers) == Some(&so_far.rootfs.diff_ids[..])
                 && next.created_by.as_deref() == Some(&outcome.created_by)
-                && next.empty_layer != outcome.has_layer;
+                && (next.empty_layer || outcome.has_layer);
             if !goes_on {
                 continue;
             }
             let mut document = so_far.clone();
-            if outcome.has_layer {
+            if !next.empty_layer {
                 document
                     .rootfs
                     .diff_ids

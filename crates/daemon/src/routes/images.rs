@@ -7,7 +7,10 @@ mod filter;
 pub(crate) mod registry;
 mod transfer;
 
-pub(crate) use transfer::host_architecture;
+pub(crate) use registry::message_json;
+pub(crate) use transfer::{
+    encode, feed, host_architecture, platform as parse_platform, stream_response,
+};
 
 use std::collections::BTreeMap;
 
@@ -39,7 +42,6 @@ pub fn router() -> Router<AppState> {
         .route("/images/get", get(transfer::save))
         .route("/images/prune", post(prune))
         .route("/images/search", get(registry::search))
-        .route("/build/prune", post(prune_build_cache))
         .route("/auth", post(registry::login))
         .route("/distribution/{*rest}", get(registry::describe))
         .route(
@@ -240,10 +242,6 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
         "ImagesDeleted": if removed.is_empty() { Value::Null } else { json!(removed) },
         "SpaceReclaimed": reclaimed,
     })))
-}
-
-async fn prune_build_cache() -> Json<Value> {
-    Json(json!({ "CachesDeleted": Value::Null, "SpaceReclaimed": 0 }))
 }
 
 fn inspect(detail: &ImageDetail, version: ApiVersion) -> Value {

@@ -2,6 +2,7 @@
 //! version; [`crate::connection`] takes `/v1.NN` off before the request gets here.
 
 pub mod body;
+pub mod build;
 pub mod container_files;
 pub mod container_streams;
 pub mod container_views;
@@ -28,6 +29,7 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .merge(system::router())
         .merge(images::router())
+        .merge(build::router())
         .merge(networks::router())
         .merge(containers::router())
         .merge(container_files::router())

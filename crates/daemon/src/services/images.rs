@@ -191,6 +191,11 @@ impl Images {
             .publish("image", action, &reference.familiar(), attributes);
     }
 
+    /// Tells of an image that came about elsewhere.
+    pub(crate) fn announce(&self, action: &str, id: &str, name: &str) {
+        self.publish(action, id, name);
+    }
+
     /// Publishes an event of an image; its labels are known to the store only, and are left
     /// out where the image is gone.
     fn publish(&self, action: &str, id: &str, name: &str) {

@@ -1,5 +1,6 @@
 //! What the daemon does, without HTTP.
 
+pub mod build;
 pub mod containers;
 pub mod images;
 pub mod networks;

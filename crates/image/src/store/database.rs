@@ -96,6 +96,7 @@ pub(crate) fn open(path: &Path) -> Result<Connection> {
         }
     }
     connection.execute_batch(LAYER_SOURCES)?;
+    connection.execute_batch(super::steps::BUILD_STEPS)?;
     Ok(connection)
 }
 

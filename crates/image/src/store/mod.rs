@@ -21,6 +21,7 @@ mod ingest;
 mod lease;
 mod query;
 mod remove;
+mod steps;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

@@ -40,6 +40,7 @@ impl ImageStore {
     pub fn remove(&self, text: &str, force: bool, uses: &[ImageUse]) -> Result<RemovalReport> {
         let mut state = self.state();
         let image = resolve(&state, text)?;
+        let all_uses = uses;
         let uses: Vec<&ImageUse> = uses.iter().filter(|usage| usage.image == image).collect();
         let mut items = Vec::new();
         let names = database::names(&state.connection, &image)?;
@@ -107,7 +108,22 @@ impl ImageStore {
             };
         }
         items.extend(remaining.into_iter().map(Removal::Untagged));
+        let mut parent = known(&state, &image)?.parent;
         self.delete(&mut state, &image, &mut items)?;
+        // With an image go the steps of its making that nothing else needs.
+        while let Some(step) = parent {
+            let Some(row) = database::image(&state.connection, &step)? else {
+                break;
+            };
+            let needed = !database::names(&state.connection, &step)?.is_empty()
+                || database::has_children(&state.connection, &step)?
+                || all_uses.iter().any(|usage| usage.image == step);
+            if needed {
+                break;
+            }
+            self.delete(&mut state, &step, &mut items)?;
+            parent = row.parent;
+        }
         Ok(RemovalReport { image, items })
     }
 

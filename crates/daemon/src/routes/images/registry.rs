@@ -255,6 +255,11 @@ where
     Ok(stream_response(Body::from_stream(all)))
 }
 
+/// A message as clients read it.
+pub(crate) fn message_json(message: Message) -> Value {
+    Line::Message(message).json()
+}
+
 enum Line {
     Message(Message),
     Failed(RegistryError),

@@ -104,7 +104,7 @@ pub(super) async fn create(
 }
 
 /// `os[/architecture[/variant]]`.
-fn platform(text: &str) -> ApiResult<Platform> {
+pub(crate) fn platform(text: &str) -> ApiResult<Platform> {
     let parts: Vec<&str> = text.split('/').collect();
     let valid = (1..=3).contains(&parts.len())
         && parts.iter().all(|part| {
@@ -174,7 +174,7 @@ impl Lines {
 }
 
 /// A line as Go's encoder ends it.
-pub(super) fn encode(line: &Value) -> Bytes {
+pub(crate) fn encode(line: &Value) -> Bytes {
     Bytes::from(format!("{line}\r\n"))
 }
 
@@ -229,7 +229,7 @@ fn joined(lines: &[Value]) -> Bytes {
         .into()
 }
 
-pub(super) fn stream_response(body: Body) -> Response {
+pub(crate) fn stream_response(body: Body) -> Response {
     (
         [(
             header::CONTENT_TYPE,
@@ -242,7 +242,7 @@ pub(super) fn stream_response(body: Body) -> Response {
 
 /// Passes a body's frames on. Once nobody reads any more, the rest is read and dropped, since
 /// clients look at the answer only when they have written everything.
-async fn feed(body: Body, frames: mpsc::Sender<std::io::Result<Bytes>>) {
+pub(crate) async fn feed(body: Body, frames: mpsc::Sender<std::io::Result<Bytes>>) {
     let mut stream = body.into_data_stream();
     while let Some(frame) = stream.next().await {
         let lost = frame.is_err();

@@ -151,6 +151,15 @@ impl Containers {
         Ok(super::actor::spawn(&self.shared, record, None))
     }
 
+    /// Checks the isolation that something asks for.
+    ///
+    /// # Errors
+    /// 400 for one that there is not.
+    pub fn check_isolation(&self, requested: Option<&str>) -> ApiResult<IsolationKind> {
+        bulkhead_spec::effective_isolation(requested, self.shared.config.default_isolation)
+            .map_err(invalid)
+    }
+
     fn requested_isolation(&self, body: &Value) -> ApiResult<IsolationKind> {
         let requested = match body.pointer("/HostConfig/Isolation") {
             None | Some(Value::Null) => None,
@@ -161,8 +170,7 @@ impl Containers {
                 ));
             }
         };
-        bulkhead_spec::effective_isolation(requested, self.shared.config.default_isolation)
-            .map_err(invalid)
+        self.check_isolation(requested)
     }
 
     fn reserve(&self, name: Option<String>, id: &str) -> ApiResult<String> {

@@ -75,6 +75,8 @@ pub struct Shared {
     owners: TaskTracker,
     index: Mutex<Index>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// Images that a build is using, and how often.
+    held_images: Mutex<HashMap<ImageId, usize>>,
 }
 
 #[derive(Debug, Default)]
@@ -139,6 +141,7 @@ impl Containers {
                 owners: TaskTracker::new(),
                 index: Mutex::default(),
                 execs: Mutex::default(),
+                held_images: Mutex::default(),
             }),
         })
     }
@@ -219,8 +222,30 @@ impl Containers {
         Arc::clone(&self.shared.creating).write_owned().await
     }
 
+    /// Keeps an image from being removed, as a container of it would.
+    pub fn hold_image(&self, image: ImageId) {
+        *self.shared.held_images().entry(image).or_default() += 1;
+    }
+
+    /// Ends what [`Containers::hold_image`] began.
+    pub fn release_image(&self, image: &ImageId) {
+        let mut held = self.shared.held_images();
+        if let Some(count) = held.get_mut(image) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(image);
+            }
+        }
+    }
+
     /// What stands against the removal of images.
     pub fn image_uses(&self) -> Vec<ImageUse> {
+        let held: Vec<ImageId> = self.shared.held_images().keys().copied().collect();
+        let builds = held.into_iter().map(|image| ImageUse {
+            image,
+            container: "of a build".to_owned(),
+            running: true,
+        });
         self.all()
             .iter()
             .filter_map(|handle| {
@@ -231,11 +256,18 @@ impl Containers {
                     running: view.record.state.status.is_alive(),
                 })
             })
+            .chain(builds)
             .collect()
     }
 }
 
 impl Shared {
+    fn held_images(&self) -> MutexGuard<'_, HashMap<ImageId, usize>> {
+        self.held_images
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,487 @@
+//! Builds: the host that [`bulkhead_build`] asks for images, containers and files.
+//!
+//! A build blocks on a thread of its own and calls back into the services. Its commands run
+//! as ordinary containers, at the isolation that was asked for.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bulkhead_build::{
+    Base, Fetched, Host, HostError, NewStep, RunMountKind, RunOutcome, RunRequest,
+};
+use bulkhead_image::{
+    Digest, ImageConfig, ImageError, ImageId, ImageStore, NewImage, Platform, Reference,
+};
+use bulkhead_registry::{Credentials, FetchedFile, Message, PullRequest, Reporter};
+use bytes::{Buf, Bytes};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::containers::Handle as Container;
+use super::containers::lifecycle::WaitCondition;
+use super::containers::logs::{self, LogQuery};
+use super::containers::signals;
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// Digest of the layer that holds nothing: an archive's end marker alone.
+const EMPTY_LAYER: [u8; 1024] = [0; 1024];
+
+/// What a build says to its client.
+pub enum Said {
+    /// Text.
+    Text(String),
+    /// A finished stage.
+    Image(ImageId),
+    /// A line about a pull, ready for the client.
+    Progress(Value),
+}
+
+/// What holds for all containers of a build.
+#[derive(Debug, Default)]
+pub struct BuildSettings {
+    /// `HostConfig` of the containers.
+    pub host_config: serde_json::Map<String, Value>,
+    /// Whether base images are fetched although they are here.
+    pub pull: bool,
+    /// Credentials by registry, as `X-Registry-Config` has them.
+    pub credentials: serde_json::Map<String, Value>,
+}
+
+/// The host of one build.
+pub struct BuildHost {
+    state: AppState,
+    settings: BuildSettings,
+    runtime: Handle,
+    /// Cancelled when the client has gone.
+    cancelled: CancellationToken,
+    say: Box<dyn Fn(Said) + Send + Sync>,
+    /// Images that may not be removed while this lives.
+    held: Mutex<Vec<ImageId>>,
+}
+
+impl BuildHost {
+    /// To be made inside of the runtime.
+    pub fn new(
+        state: AppState,
+        settings: BuildSettings,
+        cancelled: CancellationToken,
+        say: impl Fn(Said) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            state,
+            settings,
+            runtime: Handle::current(),
+            cancelled,
+            say: Box::new(say),
+            held: Mutex::default(),
+        }
+    }
+
+    /// Gives the result its names.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn tag(&self, image: &ImageId, name: &Reference) -> Result<(), HostError> {
+        self.store_ref().tag(image, name).map_err(image_error)?;
+        self.state
+            .images
+            .announce("tag", &image.to_string(), &name.familiar());
+        Ok(())
+    }
+
+    /// Fetches a file that is no step's business: a remote context.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn remote(&self, url: &str) -> Result<Fetched, HostError> {
+        self.fetch(url)
+    }
+
+    fn store_ref(&self) -> Arc<ImageStore> {
+        self.state.images.store()
+    }
+
+    fn hold(&self, image: ImageId) {
+        self.state.containers.hold_image(image);
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(image);
+    }
+
+    fn base(&self, id: ImageId) -> Result<Base, HostError> {
+        self.hold(id);
+        let store = self.store_ref();
+        let bytes = store.config_bytes(&id).map_err(image_error)?;
+        let document = ImageConfig::parse(&bytes).map_err(image_error)?;
+        Ok(Base { id, document })
+    }
+
+    fn pull(&self, reference: &str, platform: Option<&str>) -> Result<(), HostError> {
+        let parsed = Reference::parse(reference)
+            .map_err(|error| HostError(error.to_string()))?
+            .with_default_tag();
+        let platform = platform
+            .map(crate::routes::images::parse_platform)
+            .transpose()
+            .map_err(|error| HostError(error.message))?;
+        let request = PullRequest {
+            all_tags: false,
+            credentials: self.credentials(&parsed),
+            reference: parsed,
+            platform,
+        };
+        let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel::<Message>();
+        let reporter = Reporter::new(move |message| {
+            let _ = sender.send(message);
+        });
+        let cancelled = self.cancelled.clone();
+        self.runtime.block_on(async {
+            let registry = Arc::clone(&self.state.registry);
+            let pulling = async move {
+                let done = tokio::select! {
+                    done = registry.pull(&request, &reporter) => done.map_err(|error| HostError(error.full_message())),
+                    () = cancelled.cancelled() => Err(HostError("the build was cancelled".to_owned())),
+                };
+                drop(reporter);
+                done
+            };
+            let telling = async {
+                while let Some(message) = lines.recv().await {
+                    (self.say)(Said::Progress(crate::routes::images::message_json(message)));
+                }
+            };
+            let (pulled, ()) = tokio::join!(pulling, telling);
+            for image in pulled? {
+                self.state
+                    .images
+                    .publish_transfer("pull", &image.id, &image.reference);
+            }
+            Ok(())
+        })
+    }
+
+    fn credentials(&self, reference: &Reference) -> Option<Credentials> {
+        let name = reference.name();
+        let domain = name.split('/').next().unwrap_or_default();
+        let keys: &[&str] = match domain {
+            "docker.io" => &["https://index.docker.io/v1/", "docker.io"],
+            _ => &[domain],
+        };
+        let https = format!("https://{domain}");
+        let found = keys
+            .iter()
+            .copied()
+            .chain([https.as_str()])
+            .find_map(|key| self.settings.credentials.get(key))?;
+        serde_json::from_value(found.clone()).ok()
+    }
+
+    fn body(&self, request: &RunRequest) -> Value {
+        let mut host_config = self.settings.host_config.clone();
+        if let Some(network) = &request.network {
+            host_config.insert("NetworkMode".to_owned(), json!(network));
+        }
+        let mut binds = Vec::new();
+        let mut tmpfs = serde_json::Map::new();
+        for mount in &request.mounts {
+            match &mount.kind {
+                RunMountKind::Bind(source) => binds.push(json!({
+                    "Type": "bind",
+                    "Source": source,
+                    "Target": mount.target,
+                    "ReadOnly": mount.read_only,
+                })),
+                RunMountKind::Tmpfs(size) => {
+                    let mut options = vec![if mount.read_only { "ro" } else { "rw" }.to_owned()];
+                    options.extend(size.map(|size| format!("size={size}")));
+                    tmpfs.insert(mount.target.clone(), json!(options.join(",")));
+                }
+            }
+        }
+        host_config.insert("Mounts".to_owned(), json!(binds));
+        host_config.insert("Tmpfs".to_owned(), Value::Object(tmpfs));
+        host_config.insert("LogConfig".to_owned(), json!({ "Type": "json-file" }));
+        json!({
+            "Image": request.image.to_string(),
+            "Cmd": request.command,
+            // One empty string: none, also not that of the image.
+            "Entrypoint": [""],
+            "Env": request.environment,
+            "Healthcheck": { "Test": ["NONE"] },
+            "HostConfig": host_config,
+        })
+    }
+
+    /// Runs a container to its end. It is still there then.
+    async fn run_container(&self, container: &Container) -> Result<i32, HostError> {
+        let ended = container.wait(WaitCondition::NextExit);
+        container.start().await.map_err(api_error)?;
+        let view = container.view();
+        let log = self.state.containers.files(&view.record).log;
+        if let Some(path) = log {
+            let query = LogQuery {
+                stdout: true,
+                stderr: true,
+                follow: true,
+                ..LogQuery::default()
+            };
+            let mut lines = logs::read(path, query, container.watch());
+            loop {
+                let line = tokio::select! {
+                    line = lines.recv() => line,
+                    () = self.cancelled.cancelled() => {
+                        // It may have ended by itself meanwhile.
+                        let _ = container.kill(signals::KILL).await;
+                        break;
+                    }
+                };
+                match line {
+                    Some(Ok(bytes)) => {
+                        let text = String::from_utf8_lossy(&bytes).into_owned();
+                        (self.say)(Said::Text(text));
+                    }
+                    Some(Err(error)) => {
+                        let _ = container.kill(signals::KILL).await;
+                        return Err(error.into());
+                    }
+                    None => break,
+                }
+            }
+        }
+        let waited = ended.await;
+        Ok(i32::try_from(waited.code).unwrap_or(i32::MAX))
+    }
+}
+
+impl Drop for BuildHost {
+    fn drop(&mut self) {
+        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for image in held.drain(..) {
+            self.state.containers.release_image(&image);
+        }
+    }
+}
+
+impl Host for BuildHost {
+    fn image(&self, reference: &str, platform: Option<&str>) -> Result<Base, HostError> {
+        let store = self.store_ref();
+        let found = match store.resolve(reference) {
+            Ok(id) => Some(id),
+            Err(ImageError::NotFound(_)) => None,
+            Err(error) => return Err(image_error(error)),
+        };
+        let is_id = found
+            .is_some_and(|id| reference.starts_with("sha256:") || id.hex().starts_with(reference));
+        let id = match found {
+            Some(id) if is_id || !self.settings.pull => id,
+            _ => {
+                self.pull(reference, platform)?;
+                store.resolve(reference).map_err(image_error)?
+            }
+        };
+        let base = self.base(id)?;
+        check_platform(reference, platform, &base.document)?;
+        Ok(base)
+    }
+
+    fn mount(&self, image: &ImageId) -> Result<OwnedFd, HostError> {
+        self.store_ref().open_root(image).map_err(image_error)
+    }
+
+    fn cached(&self, key: &Digest) -> Result<Option<Base>, HostError> {
+        let found = self.store_ref().step(key).map_err(image_error)?;
+        Ok(found.and_then(|id| self.base(id).ok()))
+    }
+
+    fn store(&self, step: NewStep<'_>) -> Result<Base, HostError> {
+        let store = self.store_ref();
+        let mut document = step.document;
+        let mut ingest = store.ingest();
+        for diff_id in &document.rootfs.diff_ids {
+            ingest.has_layer(diff_id).map_err(image_error)?;
+        }
+        if let Some(layer) = step.layer {
+            let diff_id = ingest.add_layer(layer, None).map_err(image_error)?;
+            if diff_id == Digest::of(&EMPTY_LAYER) {
+                if let Some(last) = document.history.last_mut() {
+                    last.empty_layer = true;
+                }
+            } else {
+                document.rootfs.diff_ids.push(diff_id);
+            }
+        }
+        let config = document.to_bytes().map_err(image_error)?;
+        // Too many layers show here, before the store has the image.
+        let document = ImageConfig::parse(&config).map_err(image_error)?;
+        let id = ImageId(Digest::of(&config));
+        self.hold(id);
+        let image = NewImage {
+            config,
+            parent: step.parent,
+            ..NewImage::default()
+        };
+        ingest.commit(&[image]).map_err(image_error)?;
+        store
+            .remember_step(&step.cache_key, &id)
+            .map_err(image_error)?;
+        Ok(Base { id, document })
+    }
+
+    fn run(
+        &self,
+        request: &RunRequest,
+        started: &mut dyn FnMut(&str),
+    ) -> Result<RunOutcome, HostError> {
+        let containers = &self.state.containers;
+        let body = self.body(request);
+        self.runtime.block_on(async {
+            let created = containers
+                .create(None, None, body)
+                .await
+                .map_err(api_error)?;
+            let container = containers.find(&created.id).map_err(api_error)?;
+            started(&created.id);
+            match self.run_container(&container).await {
+                Ok(code) => Ok(RunOutcome {
+                    container: created.id,
+                    code,
+                }),
+                Err(error) => {
+                    if let Err(left) = container.remove(true, true).await {
+                        tracing::warn!(id = %created.id, error = %left, "a build's container stays");
+                    }
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    fn changes(
+        &self,
+        container: &str,
+        newest: Option<i64>,
+    ) -> Result<Box<dyn Read + Send>, HostError> {
+        let container = self.state.containers.find(container).map_err(api_error)?;
+        let layer = self
+            .runtime
+            .block_on(container.layer_tar(newest))
+            .map_err(api_error)?;
+        Ok(Box::new(layer))
+    }
+
+    fn remove(&self, container: &str) -> Result<(), HostError> {
+        let container = self.state.containers.find(container).map_err(api_error)?;
+        self.runtime
+            .block_on(container.remove(true, true))
+            .map_err(api_error)
+    }
+
+    fn fetch(&self, url: &str) -> Result<Fetched, HostError> {
+        let file = self
+            .runtime
+            .block_on(self.state.registry.fetch(url))
+            .map_err(|error| HostError(error.full_message()))?;
+        Ok(Fetched {
+            modified: file.modified,
+            content_type: file.content_type.clone(),
+            content: Box::new(FetchedReader {
+                file,
+                runtime: self.runtime.clone(),
+                current: Bytes::new(),
+            }),
+        })
+    }
+
+    fn cache_directory(&self, id: &str) -> Result<PathBuf, HostError> {
+        let name = Digest::of(id.as_bytes()).hex();
+        let path = self.state.config.data_root.join("build/caches").join(name);
+        std::fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+
+    fn temporary(&self) -> io::Result<File> {
+        tempfile::tempfile_in(self.temporaries()?)
+    }
+
+    fn say(&self, text: &str) {
+        (self.say)(Said::Text(text.to_owned()));
+    }
+
+    fn announce(&self, image: &ImageId) {
+        (self.say)(Said::Image(*image));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.is_cancelled()
+    }
+}
+
+impl BuildHost {
+    fn temporaries(&self) -> io::Result<PathBuf> {
+        let path = self.state.config.data_root.join("build/tmp");
+        std::fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+}
+
+/// A file from the network as a blocking stream.
+struct FetchedReader {
+    file: FetchedFile,
+    runtime: Handle,
+    current: Bytes,
+}
+
+impl Read for FetchedReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            let chunk = self
+                .runtime
+                .block_on(self.file.chunk())
+                .map_err(|error| io::Error::other(error.full_message()))?;
+            match chunk {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let length = out.len().min(self.current.len());
+        out[..length].copy_from_slice(&self.current[..length]);
+        self.current.advance(length);
+        Ok(length)
+    }
+}
+
+/// Refuses an image that is for another platform.
+fn check_platform(
+    reference: &str,
+    asked: Option<&str>,
+    document: &ImageConfig,
+) -> Result<(), HostError> {
+    let Some(asked) = asked else { return Ok(()) };
+    let mut parts = asked.split('/');
+    let os = parts.next().unwrap_or_default();
+    let host = Platform::host();
+    let architecture = parts.next().unwrap_or(&host.architecture);
+    let unknown = document.os.is_empty() || document.architecture.is_empty();
+    if unknown || (document.os == os && document.architecture == architecture) {
+        return Ok(());
+    }
+    Err(HostError(format!(
+        "image with reference {reference} was found but does not match the specified platform: \
+         wanted {asked}, actual: {}/{}",
+        document.os, document.architecture
+    )))
+}
+
+fn image_error(error: ImageError) -> HostError {
+    HostError(error.full_message())
+}
+
+fn api_error(error: ApiError) -> HostError {
+    HostError(error.message)
+}

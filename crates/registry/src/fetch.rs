@@ -1,0 +1,97 @@
+//! A file by its URL, with the TLS and the proxies of registries.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, LAST_MODIFIED};
+use reqwest::{Method, Response, Url};
+
+use crate::Registry;
+use crate::error::{RegistryError, Result};
+use crate::http::{STALL_TIMEOUT, Server, cause, header, request_line, send};
+
+/// A file that is being fetched.
+#[derive(Debug)]
+pub struct FetchedFile {
+    response: Response,
+    line: String,
+    /// `Last-Modified`, seconds since the epoch.
+    pub modified: Option<i64>,
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+}
+
+impl Registry {
+    /// Asks for a file.
+    ///
+    /// # Errors
+    /// A URL that is none; a server that cannot be reached or refuses.
+    pub async fn fetch(&self, url: &str) -> Result<FetchedFile> {
+        let url = Url::parse(url)
+            .map_err(|error| RegistryError::InvalidArgument(format!("{url}: {error}")))?;
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let server = Server::new(self.settings(), url.scheme(), &host, true)?;
+        let method = Method::GET;
+        let request = server.request(method.clone(), url.clone());
+        let response = send(request, &method, &url).await?;
+        let line = request_line(&method, &url);
+        if !response.status().is_success() {
+            return Err(RegistryError::Transport {
+                request: line,
+                why: format!("got status code {}", response.status().as_u16()),
+                transient: false,
+            });
+        }
+        let text = |name: reqwest::header::HeaderName| {
+            let value = header(response.headers(), name.as_str()).to_owned();
+            Some(value).filter(|value| !value.is_empty())
+        };
+        Ok(Self::fetched(
+            text(LAST_MODIFIED),
+            text(CONTENT_TYPE),
+            line,
+            response,
+        ))
+    }
+
+    fn fetched(
+        modified: Option<String>,
+        content_type: Option<String>,
+        line: String,
+        response: Response,
+    ) -> FetchedFile {
+        let modified = modified.and_then(|text| {
+            jiff::fmt::rfc2822::parse(&text)
+                .ok()
+                .map(|time| time.timestamp().as_second())
+        });
+        FetchedFile {
+            response,
+            line,
+            modified,
+            content_type,
+        }
+    }
+}
+
+impl FetchedFile {
+    /// The next part; `None` at the end.
+    ///
+    /// # Errors
+    /// That it broke off, or nothing came for too long.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        let failed = |why: String| RegistryError::Transport {
+            request: self.line.clone(),
+            why,
+            transient: true,
+        };
+        let patience: Duration = STALL_TIMEOUT;
+        match tokio::time::timeout(patience, self.response.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| failed(cause(&error))),
+            Err(_) => Err(failed(format!(
+                "nothing came for {} seconds",
+                patience.as_secs()
+            ))),
+        }
+    }
+}
