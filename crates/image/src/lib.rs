@@ -31,6 +31,6 @@ pub use model::{
 };
 pub use reference::{Reference, ReferenceError};
 pub use store::{
-    AddedImage, AnnouncedLayer, ImageContent, ImageStore, Ingest, LayerBytes, LayerContent,
-    LayerForm, LayerSource, Lease, NewImage, ReceivedLayer,
+    AddedImage, AnnouncedLayer, CheckReport, Finding, ImageContent, ImageStore, Ingest, LayerBytes,
+    LayerContent, LayerForm, LayerSource, Lease, NewImage, ReceivedLayer,
 };

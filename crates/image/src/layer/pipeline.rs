@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufWriter, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -35,6 +36,12 @@ pub(crate) struct KeptTar {
     pub(crate) received: Option<(Digest, u64)>,
 }
 
+/// From so many uncompressed bytes on a stream must not have grown by more than this factor.
+/// gzip cannot do more; zstd can, to make a terabyte of a few kilobytes. The start is there for
+/// the sake of disk images full of nothing.
+const BOMB_BYTES: u64 = 16 << 30;
+const BOMB_FACTOR: u64 = 1100;
+
 /// Uncompressed bytes in equal parts.
 type Buffer = Arc<Vec<u8>>;
 
@@ -45,6 +52,8 @@ enum PumpError {
     /// It cannot be decompressed.
     Corrupt(io::Error),
     TooLong,
+    /// It expands beyond all measure.
+    Bomb,
     /// The kept copy could not be written.
     Keep(io::Error),
 }
@@ -62,6 +71,9 @@ impl From<PumpError> for ImageError {
             PumpError::TooLong => {
                 Self::InvalidInput(format!("the layer is over {MAX_LAYER_BYTES} bytes"))
             }
+            PumpError::Bomb => Self::InvalidInput(format!(
+                "the layer expands to more than {BOMB_FACTOR} times its size: a decompression bomb"
+            )),
             PumpError::Keep(source) => Self::Storage {
                 what: "keep the layer's tar".to_owned(),
                 source,
@@ -89,8 +101,9 @@ pub(crate) fn run<T>(
             Kept::Tar(kept) => (Some(kept), None),
         };
         let pump = scope.spawn(move || {
-            let mut raw = RawStream::new(prefix.chain(source), raw_copy);
-            let result = pump(&mut raw, compression, &to_tar, &to_hash);
+            let received = AtomicU64::new(0);
+            let mut raw = RawStream::new(prefix.chain(source), raw_copy, &received);
+            let result = pump(&mut raw, &received, compression, &to_tar, &to_hash);
             // The source's own failure shows up as the decoder's.
             if let Some(failure) = raw.failure.take() {
                 return Err(failure);
@@ -136,6 +149,7 @@ impl From<TarError> for ImageError {
 
 fn pump(
     raw: &mut RawStream<'_, impl Read + Send>,
+    received: &AtomicU64,
     compression: Compression,
     to_tar: &SyncSender<Buffer>,
     to_hash: &SyncSender<Buffer>,
@@ -163,6 +177,9 @@ fn pump(
         total += length as u64;
         if total > MAX_LAYER_BYTES {
             return Err(PumpError::TooLong);
+        }
+        if total > BOMB_BYTES && total / BOMB_FACTOR > received.load(Ordering::Relaxed) {
+            return Err(PumpError::Bomb);
         }
         // A consumer that is gone has failed and will say why.
         if to_tar.send(Arc::clone(&buffer)).is_err() || to_hash.send(Arc::clone(&buffer)).is_err() {
@@ -196,10 +213,11 @@ struct RawStream<'a, R> {
     source: R,
     copy: Option<(&'a mut KeptTar, BufWriter<File>, Sha256, u64)>,
     failure: Option<PumpError>,
+    received: &'a AtomicU64,
 }
 
 impl<'a, R: Read> RawStream<'a, R> {
-    fn new(source: R, kept: Option<&'a mut KeptTar>) -> Self {
+    fn new(source: R, kept: Option<&'a mut KeptTar>, received: &'a AtomicU64) -> Self {
         let mut failure = None;
         let copy = kept.and_then(|kept| match kept.file.try_clone() {
             Ok(file) => Some((
@@ -217,6 +235,7 @@ impl<'a, R: Read> RawStream<'a, R> {
             source,
             copy,
             failure,
+            received,
         }
     }
 
@@ -252,6 +271,7 @@ impl<R: Read> Read for RawStream<'_, R> {
                 return Err(io::Error::other("the stream has failed"));
             }
         };
+        self.received.fetch_add(length as u64, Ordering::Relaxed);
         if let Some((_, writer, hasher, total)) = &mut self.copy {
             hasher.update(&buffer[..length]);
             *total += length as u64;

@@ -57,6 +57,13 @@ CREATE TABLE IF NOT EXISTS layer_sources (
     PRIMARY KEY (diff_id, repository)
 ) STRICT, WITHOUT ROWID;
 ";
+/// Layers whose files were found to be wrong and could not be made again: they are as good as
+/// not there until they come again.
+const DAMAGED_LAYERS: &str = "
+CREATE TABLE IF NOT EXISTS damaged_layers (
+    diff_id TEXT PRIMARY KEY REFERENCES layers(diff_id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+";
 /// Most of them for one layer; docker keeps as many.
 const MAX_SOURCES: i64 = 50;
 
@@ -97,6 +104,7 @@ pub(crate) fn open(path: &Path) -> Result<Connection> {
     }
     connection.execute_batch(LAYER_SOURCES)?;
     connection.execute_batch(super::steps::BUILD_STEPS)?;
+    connection.execute_batch(DAMAGED_LAYERS)?;
     Ok(connection)
 }
 
@@ -347,6 +355,77 @@ pub(crate) fn remove_layer(transaction: &Transaction<'_>, diff_id: &Digest) -> R
     transaction
         .prepare_cached("DELETE FROM layers WHERE diff_id = ?1")?
         .execute([diff_id.to_string()])?;
+    Ok(())
+}
+
+/// Whether a layer is there and good.
+pub(crate) fn is_sound(connection: &Connection, diff_id: &Digest) -> Result<bool> {
+    let sql = "SELECT diff_id FROM layers WHERE diff_id = ?1 \
+               AND diff_id NOT IN (SELECT diff_id FROM damaged_layers)";
+    Ok(!texts(connection, sql, Some(&diff_id.to_string()))?.is_empty())
+}
+
+/// Marks a layer as damaged, or as good again.
+pub(crate) fn set_damaged(connection: &Connection, diff_id: &Digest, damaged: bool) -> Result<()> {
+    let sql = if damaged {
+        "INSERT OR IGNORE INTO damaged_layers VALUES (?1)"
+    } else {
+        "DELETE FROM damaged_layers WHERE diff_id = ?1"
+    };
+    connection
+        .prepare_cached(sql)?
+        .execute([diff_id.to_string()])?;
+    Ok(())
+}
+
+/// Puts a layer's row in the place of the one it has.
+pub(crate) fn replace_layer(transaction: &Transaction<'_>, layer: &LayerRow) -> Result<()> {
+    transaction
+        .prepare_cached(
+            "UPDATE layers SET tar_bytes = ?2, content_bytes = ?3, image_bytes = ?4, blob = ?5 \
+             WHERE diff_id = ?1",
+        )?
+        .execute(params![
+            layer.diff_id.to_string(),
+            integer(layer.tar_bytes),
+            integer(layer.content_bytes),
+            integer(layer.image_bytes),
+            layer.blob.map(|blob| blob.to_string()),
+        ])?;
+    set_damaged(transaction, &layer.diff_id, false)
+}
+
+/// For each image the bytes of those of its layers that other images have too.
+pub(crate) fn shared_sizes(connection: &Connection) -> Result<Vec<(ImageId, u64)>> {
+    let sql = "SELECT image, sum(content_bytes) FROM image_layers JOIN layers USING (diff_id) \
+               WHERE diff_id IN (SELECT diff_id FROM image_layers GROUP BY diff_id \
+               HAVING count(DISTINCT image) > 1) GROUP BY image";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows: rusqlite::Result<Vec<(String, i64)>> = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect();
+    rows?
+        .into_iter()
+        .map(|(id, size)| Ok((ImageId(digest(&id)?), count(size)?)))
+        .collect()
+}
+
+/// The images that have a layer.
+pub(crate) fn images_of_layer(connection: &Connection, diff_id: &Digest) -> Result<Vec<ImageId>> {
+    let sql = "SELECT DISTINCT image FROM image_layers WHERE diff_id = ?1 ORDER BY image";
+    let ids = texts(connection, sql, Some(&diff_id.to_string()))?;
+    ids.iter().map(|id| Ok(ImageId(digest(id)?))).collect()
+}
+
+/// Forgets a document of an image.
+pub(crate) fn remove_document(
+    connection: &Connection,
+    image: &ImageId,
+    document: &Digest,
+) -> Result<()> {
+    connection
+        .prepare_cached("DELETE FROM image_documents WHERE image = ?1 AND digest = ?2")?
+        .execute([image.to_string(), document.to_string()])?;
     Ok(())
 }
 

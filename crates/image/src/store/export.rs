@@ -137,8 +137,7 @@ impl ImageStore {
                 1 << 18,
                 file.try_clone().map_err(storage("open", &path))?,
             ),
-            hasher: Sha256::new(),
-            size: 0,
+            hasher: Hasher::default(),
         };
         let output = match form {
             LayerForm::Plain => {
@@ -186,26 +185,48 @@ impl ImageStore {
     }
 }
 
-struct HashedFile {
-    file: BufWriter<File>,
+/// Hashes and counts what is written to it.
+#[derive(Default)]
+pub(super) struct Hasher {
     hasher: Sha256,
     size: u64,
+}
+
+impl Hasher {
+    pub(super) fn digest(self) -> Digest {
+        Digest::from_bytes(self.hasher.finalize().into())
+    }
+}
+
+impl Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct HashedFile {
+    file: BufWriter<File>,
+    hasher: Hasher,
 }
 
 impl HashedFile {
     fn finish(mut self) -> io::Result<(Digest, u64)> {
         self.file.flush()?;
-        let digest = Digest::from_bytes(self.hasher.finalize().into());
-        Ok((digest, self.size))
+        let size = self.hasher.size;
+        Ok((self.hasher.digest(), size))
     }
 }
 
 impl Write for HashedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write_all(bytes)?;
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        Ok(bytes.len())
+        self.hasher.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

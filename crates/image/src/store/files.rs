@@ -111,13 +111,19 @@ impl StoreFiles {
         if path.exists() {
             return Ok(false);
         }
+        self.replace(temporary, file)?;
+        Ok(true)
+    }
+
+    /// The same in the place of a file that is wrong. Who has that open or mounted keeps it.
+    pub(crate) fn replace(&self, temporary: tempfile::TempPath, file: StoredFile) -> Result<()> {
+        let path = self.path(file);
         // Never written again; a worker of another user may open a layer's image.
         let mode = fs::Permissions::from_mode(0o444);
         fs::set_permissions(&temporary, mode).map_err(storage("set the mode of", &path))?;
         temporary
             .persist(&path)
-            .map_err(|error| storage("rename to", &path)(error.error))?;
-        Ok(true)
+            .map_err(|error| storage("rename to", &path)(error.error))
     }
 
     /// Makes renames durable.

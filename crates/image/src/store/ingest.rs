@@ -118,7 +118,7 @@ impl<'s> Ingest<'s> {
             return Ok(true);
         }
         let mut state = self.store.state();
-        if database::layer(&state.connection, diff_id)?.is_none() {
+        if !state.has_layer(diff_id)? {
             return Ok(false);
         }
         state.pin(*diff_id);
@@ -178,9 +178,16 @@ impl<'s> Ingest<'s> {
             staged.sort_unstable_by_key(|layer| layer.row.diff_id);
             for layer in staged {
                 // Someone else may have been faster, perhaps with another form of the tar.
-                if database::layer(&state.connection, &layer.row.diff_id)?.is_none() {
-                    rows.push(layer.row);
-                    documents.extend(layer.files);
+                match database::layer(&state.connection, &layer.row.diff_id)? {
+                    None if state.leased.contains_key(&layer.row.diff_id) => {}
+                    None => {
+                        rows.push(layer.row);
+                        documents.extend(layer.files);
+                    }
+                    Some(_) if !database::is_sound(&state.connection, &layer.row.diff_id)? => {
+                        self.store.place(&mut state, layer.row, layer.files)?;
+                    }
+                    Some(_) => {}
                 }
             }
             for file in documents {
@@ -209,6 +216,7 @@ impl Drop for Ingest<'_> {
 
 fn record(state: &mut State, rows: &[LayerRow], images: &[NewImage]) -> Result<Vec<AddedImage>> {
     let now = jiff::Timestamp::now().to_string();
+    let leased = &state.leased;
     let transaction = state.connection.transaction()?;
     for row in rows {
         database::insert_layer(&transaction, row)?;
@@ -218,7 +226,12 @@ fn record(state: &mut State, rows: &[LayerRow], images: &[NewImage]) -> Result<V
         let id = ImageId(Digest::of(&image.config));
         let config = ImageConfig::parse(&image.config)?;
         for diff_id in &config.rootfs.diff_ids {
-            if database::layer(&transaction, diff_id)?.is_none() {
+            if database::layer(&transaction, diff_id)?.is_some() {
+                continue;
+            }
+            if let Some(row) = leased.get(diff_id) {
+                database::insert_layer(&transaction, row)?;
+            } else {
                 return Err(ImageError::InvalidInput(format!(
                     "image {id} lacks layer {diff_id}"
                 )));
@@ -245,6 +258,13 @@ fn record(state: &mut State, rows: &[LayerRow], images: &[NewImage]) -> Result<V
         added.push(AddedImage { id, replaced });
     }
     transaction.commit()?;
+    let recorded = images.iter().flat_map(|image| {
+        let config = ImageConfig::parse(&image.config);
+        config.map_or_else(|_| Vec::new(), |config| config.rootfs.diff_ids)
+    });
+    for diff_id in recorded {
+        state.leased.remove(&diff_id);
+    }
     Ok(added)
 }
 

@@ -7,9 +7,10 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use super::ImageStore;
-use super::database::{self, LayerSource};
-use super::ingest::{StagedLayer, receive};
+use super::database::{self, LayerRow, LayerSource};
+use super::files::StoredFile;
+use super::ingest::{StagedFile, StagedLayer, receive};
+use super::{ImageStore, State};
 use crate::digest::{Digest, ImageId};
 use crate::error::{ImageError, Result};
 use crate::reference::Reference;
@@ -63,6 +64,74 @@ impl ImageStore {
             }
         }
         Ok(ReceivedLayer(layer))
+    }
+
+    /// Gives a layer's files their names. A new layer is recorded with its first image, a
+    /// damaged one, whose files these replace, at once.
+    pub(super) fn place(
+        &self,
+        state: &mut State,
+        row: LayerRow,
+        files: [StagedFile; 2],
+    ) -> Result<()> {
+        let is_known = database::layer(&state.connection, &row.diff_id)?.is_some();
+        let mut added = Vec::new();
+        let result = (|| {
+            for file in files {
+                if is_known {
+                    self.files.replace(file.temporary, file.name)?;
+                } else if self.files.keep(file.temporary, file.name)? {
+                    added.push(file.name);
+                }
+            }
+            self.files.sync_directories()?;
+            if is_known {
+                let transaction = state.connection.transaction()?;
+                database::replace_layer(&transaction, &row)?;
+                transaction.commit()?;
+            } else {
+                state.leased.insert(row.diff_id, row);
+            }
+            Ok(())
+        })();
+        if result.is_err() {
+            for file in added {
+                // The first error is the one to report; the sweep takes what stays.
+                let _ = self.files.remove(file);
+            }
+        }
+        result
+    }
+
+    /// Removes the leased layers that nobody holds any more; those that an image got meanwhile
+    /// are recorded and not leased any more.
+    pub(super) fn collect_leased(&self, state: &mut State) -> Result<()> {
+        let pins = &state.pins;
+        let ended: Vec<LayerRow> = state
+            .leased
+            .extract_if(|diff_id, _| !pins.contains_key(diff_id))
+            .map(|(_, row)| row)
+            .collect();
+        for row in ended {
+            let recorded = database::layer(&state.connection, &row.diff_id)?;
+            if recorded.is_none() {
+                self.files.remove(StoredFile::LayerImage(row.diff_id))?;
+            }
+            if recorded.is_some_and(|recorded| recorded.tar_file() == row.tar_file()) {
+                continue;
+            }
+            let needed = match row.blob {
+                Some(blob) => {
+                    database::is_blob_used(&state.connection, &blob)?
+                        || state.leased.values().any(|other| other.blob == Some(blob))
+                }
+                None => false,
+            };
+            if !needed {
+                self.files.remove(row.tar_file())?;
+            }
+        }
+        Ok(())
     }
 
     /// The image that has exactly this name: with its tag, or with its digest.
@@ -122,7 +191,7 @@ impl Lease {
             return Ok(true);
         }
         let mut state = self.store.state();
-        if database::layer(&state.connection, diff_id)?.is_none() {
+        if !state.has_layer(diff_id)? {
             return Ok(false);
         }
         state.pin(*diff_id);
@@ -134,27 +203,8 @@ impl Lease {
     pub fn add(&mut self, layer: ReceivedLayer) -> Result<()> {
         let StagedLayer { row, files } = layer.0;
         let mut state = self.store.state();
-        if database::layer(&state.connection, &row.diff_id)?.is_none() {
-            let mut added = Vec::new();
-            let result = (|| {
-                for file in files {
-                    if self.store.files.keep(file.temporary, file.name)? {
-                        added.push(file.name);
-                    }
-                }
-                self.store.files.sync_directories()?;
-                let transaction = state.connection.transaction()?;
-                database::insert_layer(&transaction, &row)?;
-                transaction.commit()?;
-                Ok(())
-            })();
-            if let Err(error) = result {
-                for file in added {
-                    // The first error is the one to report; the sweep takes what stays.
-                    let _ = self.store.files.remove(file);
-                }
-                return Err(error);
-            }
+        if !state.has_layer(&row.diff_id)? {
+            self.store.place(&mut state, row, files)?;
         }
         if !self.held.contains(&row.diff_id) {
             state.pin(row.diff_id);

@@ -14,6 +14,7 @@
 //! is disk: on top of the uncompressed EROFS image a layer costs its compressed size, roughly a
 //! third more.
 
+mod check;
 mod database;
 mod export;
 mod files;
@@ -31,6 +32,8 @@ use rusqlite::Connection;
 
 use crate::digest::Digest;
 use crate::error::Result;
+pub use check::{CheckReport, Finding};
+use database::LayerRow;
 pub use database::LayerSource;
 pub use export::{ImageContent, LayerBytes, LayerContent, LayerForm};
 pub(crate) use files::storage;
@@ -52,11 +55,20 @@ pub(crate) struct State {
     pub(crate) connection: Connection,
     /// Layers that an unfinished [`Ingest`] or a [`Lease`] counts on, and how many do.
     pub(crate) pins: HashMap<Digest, usize>,
+    /// Layers whose files are in place but that no image has yet, each held by a [`Lease`]. They
+    /// are recorded with the first image that has them; so that they can go without a write,
+    /// which a full disk would refuse.
+    pub(crate) leased: HashMap<Digest, LayerRow>,
 }
 
 impl State {
     pub(crate) fn pin(&mut self, diff_id: Digest) {
         *self.pins.entry(diff_id).or_default() += 1;
+    }
+
+    /// Whether a layer is there and good.
+    pub(crate) fn has_layer(&self, diff_id: &Digest) -> Result<bool> {
+        Ok(self.leased.contains_key(diff_id) || database::is_sound(&self.connection, diff_id)?)
     }
 }
 
@@ -74,6 +86,7 @@ impl ImageStore {
             state: Mutex::new(State {
                 connection,
                 pins: HashMap::new(),
+                leased: HashMap::new(),
             }),
         };
         store.sweep()?;
@@ -100,7 +113,10 @@ impl ImageStore {
                 }
             }
         }
-        if let Err(error) = self.collect_unused(&mut state) {
+        let collected = self
+            .collect_leased(&mut state)
+            .and_then(|()| self.collect_unused(&mut state));
+        if let Err(error) = collected {
             tracing::warn!(error = %error.full_message(), "unused layers stay until the next start");
         }
     }

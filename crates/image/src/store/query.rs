@@ -1,5 +1,6 @@
 //! What the store says about its images.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
@@ -105,6 +106,14 @@ impl ImageStore {
         Ok(rows
             .iter()
             .map(|row| self.files.path(StoredFile::LayerImage(row.diff_id)))
+            .collect())
+    }
+
+    /// For each image that shares layers with others, how many bytes those are.
+    pub fn shared_sizes(&self) -> Result<HashMap<ImageId, u64>> {
+        let state = self.state();
+        Ok(database::shared_sizes(&state.connection)?
+            .into_iter()
             .collect())
     }
 

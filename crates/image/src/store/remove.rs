@@ -167,9 +167,12 @@ impl ImageStore {
         }
         transaction.commit()?;
         for row in &rows {
-            self.files.remove(StoredFile::LayerImage(row.diff_id))?;
+            if !state.leased.contains_key(&row.diff_id) {
+                self.files.remove(StoredFile::LayerImage(row.diff_id))?;
+            }
             match row.blob {
                 Some(blob) if database::is_blob_used(&state.connection, &blob)? => {}
+                Some(blob) if state.leased.values().any(|row| row.blob == Some(blob)) => {}
                 _ => self.files.remove(row.tar_file())?,
             }
         }
