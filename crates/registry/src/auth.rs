@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::error::{RegistryError, Result};
-use crate::http::{self, Server};
+use crate::http::Server;
 
 /// Longest `X-Registry-Auth`, bytes.
 const MAX_HEADER: usize = 64 << 10;
@@ -350,11 +350,11 @@ impl Authorizer {
                 .header("Content-Type", "application/x-www-form-urlencoded")
                 .body(form.query().unwrap_or_default().to_owned())
         };
-        let response = http::send(request, &method, &url).await?;
+        let response = server.send(request, &method, &url).await?;
         if !response.status().is_success() {
-            return Err(RegistryError::Refused(http::refusal(response).await));
+            return Err(RegistryError::Refused(server.refusal(response).await));
         }
-        let body = http::read_body(response, MAX_TOKEN_BODY, "token").await?;
+        let body = server.read_body(response, MAX_TOKEN_BODY, "token").await?;
         let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|error| {
             RegistryError::InvalidAnswer(format!("unable to decode token response: {error}"))
         })?;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{RegistryError, Result};
-use crate::http::{STALL_TIMEOUT, cause, header, request_line};
+use crate::http::{cause, header, request_line};
 use crate::repository::{Repository, pause};
 
 /// A server that sends less than so much in so long has stalled too.
@@ -190,10 +190,11 @@ async fn stream(
         return Err(too_long());
     }
     let mut window = (Instant::now(), *offset);
-    while let Some(mut part) = tokio::time::timeout(STALL_TIMEOUT, response.chunk())
-        .await
-        .map_err(|_| broken("the download stalled".to_owned()))?
-        .map_err(|error| broken(cause(&error)))?
+    while let Some(mut part) =
+        tokio::time::timeout(repository.endpoint.server.patience, response.chunk())
+            .await
+            .map_err(|_| broken("the download stalled".to_owned()))?
+            .map_err(|error| broken(cause(&error)))?
     {
         let skipped = skip.min(part.len() as u64);
         part.advance(usize::try_from(skipped).unwrap_or(part.len()));

@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 
 use crate::auth::{Authorizer, Challenge, Credentials};
 use crate::error::{RegistryError, Result};
-use crate::http::{self, Server};
+use crate::http::Server;
 use crate::settings::{DEFAULT_DOMAIN, DEFAULT_HOST, Settings};
 
 /// How long connections to a server are kept for the next pull.
@@ -139,11 +139,12 @@ impl Endpoints {
     ) -> Result<Endpoint> {
         let server = self.server(candidate)?;
         let url = server.url("/v2/")?;
-        let response =
-            http::send(server.request(Method::GET, url.clone()), &Method::GET, &url).await?;
+        let response = server
+            .send(server.request(Method::GET, url.clone()), &Method::GET, &url)
+            .await?;
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(RegistryError::Refused(http::refusal(response).await));
+            return Err(RegistryError::Refused(server.refusal(response).await));
         }
         let credentials = credentials.filter(|_| !candidate.is_mirror).cloned();
         let authorizer = Authorizer::new(credentials);

@@ -17,10 +17,6 @@ use crate::tls;
 
 /// To be connected, TLS and proxy included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// From a request's end to its answer's headers.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two parts of an answer.
-pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of an answer that tells of an error.
 const MAX_ERROR_BODY: usize = 64 << 10;
 const MAX_REDIRECTS: usize = 5;
@@ -31,6 +27,8 @@ pub(crate) struct Server {
     client: Client,
     /// `https://host:port`.
     pub(crate) base: String,
+    /// Between two parts of an answer; its headers may take twice as long.
+    pub(crate) patience: Duration,
 }
 
 impl Server {
@@ -69,6 +67,7 @@ impl Server {
         Ok(Self {
             client,
             base: format!("{scheme}://{host}"),
+            patience: settings.patience,
         })
     }
 
@@ -84,6 +83,112 @@ impl Server {
 
     pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
         self.client.request(method, url)
+    }
+
+    /// Sends a request whose body is small or none, and waits for the answer's headers.
+    pub(crate) async fn send(
+        &self,
+        request: RequestBuilder,
+        method: &Method,
+        url: &Url,
+    ) -> Result<Response> {
+        let limit = self.patience * 2;
+        match tokio::time::timeout(limit, request.send()).await {
+            Ok(answer) => answer.map_err(|error| transport(method, url, &error)),
+            Err(_) => Err(RegistryError::Transport {
+                request: request_line(method, url),
+                why: format!("no answer within {limit:?}"),
+                transient: true,
+            }),
+        }
+    }
+
+    /// Reads a whole body of at most `limit` bytes.
+    pub(crate) async fn read_body(
+        &self,
+        mut response: Response,
+        limit: usize,
+        what: &str,
+    ) -> Result<Vec<u8>> {
+        let url = response.url().clone();
+        let broken = |why: String| RegistryError::Transport {
+            request: request_line(&Method::GET, &url),
+            why,
+            transient: true,
+        };
+        let too_long =
+            || RegistryError::InvalidAnswer(format!("{what} of {url} is over {limit} bytes"));
+        if response
+            .content_length()
+            .is_some_and(|length| length > limit as u64)
+        {
+            return Err(too_long());
+        }
+        let mut body = Vec::new();
+        let all = async {
+            while let Some(part) = tokio::time::timeout(self.patience, response.chunk())
+                .await
+                .map_err(|_| broken("the answer stalled".to_owned()))?
+                .map_err(|error| broken(cause(&error)))?
+            {
+                if body.len() + part.len() > limit {
+                    return Err(too_long());
+                }
+                body.extend_from_slice(&part);
+            }
+            Ok(())
+        };
+        // A document that trickles in is not worth waiting for.
+        tokio::time::timeout(self.patience * 4, all)
+            .await
+            .map_err(|_| broken("the answer is too slow".to_owned()))??;
+        Ok(body)
+    }
+
+    /// Reads an answer that is not what was asked for.
+    pub(crate) async fn refusal(&self, response: Response) -> Refusal {
+        let status = response.status();
+        let body = self.read_body(response, MAX_ERROR_BODY, "error").await;
+        let items = body
+            .ok()
+            .and_then(|body| serde_json::from_slice::<ErrorBody>(&body).ok());
+        let plain = || {
+            let words = match status.as_u16() {
+                401 => "unauthorized: authentication required".to_owned(),
+                403 => "denied: requested access to the resource is denied".to_owned(),
+                429 => "toomanyrequests: too many requests".to_owned(),
+                _ => format!("received unexpected HTTP status: {}", status_words(status)),
+            };
+            (String::new(), words)
+        };
+        let (code, message) = match items {
+            Some(body) if !body.errors.is_empty() => {
+                let words = |item: &ErrorItem| {
+                    let code = item.code.to_ascii_lowercase().replace('_', " ");
+                    format!("{code}: {}", item.message)
+                };
+                let message = match &body.errors[..] {
+                    [only] => words(only),
+                    several => {
+                        let lines: Vec<String> = several.iter().map(words).collect();
+                        format!("errors:\n{}\n", lines.join("\n"))
+                    }
+                };
+                (body.errors[0].code.to_ascii_uppercase(), message)
+            }
+            Some(body) => match body.details {
+                Some(details) if matches!(status.as_u16(), 401 | 403) => {
+                    (String::new(), format!("unauthorized: {details}"))
+                }
+                _ => plain(),
+            },
+            None => plain(),
+        };
+        Refusal {
+            status: status.as_u16(),
+            code: code.chars().take(64).collect(),
+            message: printable(&message),
+        }
     }
 }
 
@@ -125,18 +230,6 @@ fn proxies(settings: &Settings) -> Result<Vec<Proxy>> {
         found.push(proxy.no_proxy(direct.clone()));
     }
     Ok(found)
-}
-
-/// Sends a request whose body is small or none, and waits for the answer's headers.
-pub(crate) async fn send(request: RequestBuilder, method: &Method, url: &Url) -> Result<Response> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
-        Ok(answer) => answer.map_err(|error| transport(method, url, &error)),
-        Err(_) => Err(RegistryError::Transport {
-            request: request_line(method, url),
-            why: format!("no answer within {} seconds", ANSWER_TIMEOUT.as_secs()),
-            transient: true,
-        }),
-    }
 }
 
 /// `Get "URL"`, as docker writes it.
@@ -238,52 +331,6 @@ struct ErrorItem {
     message: String,
 }
 
-/// Reads an answer that is not what was asked for.
-pub(crate) async fn refusal(response: Response) -> Refusal {
-    let status = response.status();
-    let body = read_body(response, MAX_ERROR_BODY, "error").await;
-    let items = body
-        .ok()
-        .and_then(|body| serde_json::from_slice::<ErrorBody>(&body).ok());
-    let plain = || {
-        let words = match status.as_u16() {
-            401 => "unauthorized: authentication required".to_owned(),
-            403 => "denied: requested access to the resource is denied".to_owned(),
-            429 => "toomanyrequests: too many requests".to_owned(),
-            _ => format!("received unexpected HTTP status: {}", status_words(status)),
-        };
-        (String::new(), words)
-    };
-    let (code, message) = match items {
-        Some(body) if !body.errors.is_empty() => {
-            let words = |item: &ErrorItem| {
-                let code = item.code.to_ascii_lowercase().replace('_', " ");
-                format!("{code}: {}", item.message)
-            };
-            let message = match &body.errors[..] {
-                [only] => words(only),
-                several => {
-                    let lines: Vec<String> = several.iter().map(words).collect();
-                    format!("errors:\n{}\n", lines.join("\n"))
-                }
-            };
-            (body.errors[0].code.to_ascii_uppercase(), message)
-        }
-        Some(body) => match body.details {
-            Some(details) if matches!(status.as_u16(), 401 | 403) => {
-                (String::new(), format!("unauthorized: {details}"))
-            }
-            _ => plain(),
-        },
-        None => plain(),
-    };
-    Refusal {
-        status: status.as_u16(),
-        code: code.chars().take(64).collect(),
-        message: printable(&message),
-    }
-}
-
 /// The words of strangers, without what would move a terminal's cursor.
 fn printable(text: &str) -> String {
     text.chars()
@@ -295,43 +342,6 @@ fn printable(text: &str) -> String {
 pub(crate) fn status_words(status: StatusCode) -> String {
     let reason = status.canonical_reason().unwrap_or("unknown");
     format!("{} {reason}", status.as_u16())
-}
-
-/// Reads a whole body of at most `limit` bytes.
-pub(crate) async fn read_body(mut response: Response, limit: usize, what: &str) -> Result<Vec<u8>> {
-    let url = response.url().clone();
-    let broken = |why: String| RegistryError::Transport {
-        request: request_line(&Method::GET, &url),
-        why,
-        transient: true,
-    };
-    let too_long =
-        || RegistryError::InvalidAnswer(format!("{what} of {url} is over {limit} bytes"));
-    if response
-        .content_length()
-        .is_some_and(|length| length > limit as u64)
-    {
-        return Err(too_long());
-    }
-    let mut body = Vec::new();
-    let all = async {
-        while let Some(part) = tokio::time::timeout(STALL_TIMEOUT, response.chunk())
-            .await
-            .map_err(|_| broken("the answer stalled".to_owned()))?
-            .map_err(|error| broken(cause(&error)))?
-        {
-            if body.len() + part.len() > limit {
-                return Err(too_long());
-            }
-            body.extend_from_slice(&part);
-        }
-        Ok(())
-    };
-    // A document that trickles in is not worth waiting for.
-    tokio::time::timeout(STALL_TIMEOUT * 4, all)
-        .await
-        .map_err(|_| broken("the answer is too slow".to_owned()))??;
-    Ok(body)
 }
 
 /// A header's value as text; empty if there is none.

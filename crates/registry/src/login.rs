@@ -32,7 +32,7 @@ impl Registry {
             let server = endpoint.server;
             let url = server.url("/v2/")?;
             let method = Method::GET;
-            let ping = http::send(server.request(method.clone(), url.clone()), &method, &url);
+            let ping = server.send(server.request(method.clone(), url.clone()), &method, &url);
             let Some(challenge) = Challenge::of(&ping.await?) else {
                 // A registry for everybody.
                 return Ok(Login {
@@ -53,7 +53,7 @@ impl Registry {
             let request = server
                 .request(method.clone(), url.clone())
                 .header(AUTHORIZATION, token.value);
-            let response = http::send(request, &method, &url).await?;
+            let response = server.send(request, &method, &url).await?;
             match response.status() {
                 StatusCode::OK => Ok(Login {
                     identity_token: token.refresh,

@@ -48,9 +48,9 @@ pub struct PushedImage {
     pub reference: Reference,
 }
 
-/// An image's manifest, and the form in which each of its layers travels.
+/// An image's manifest, and what it is made of.
 struct Plan {
-    /// The manifest that it came with, where its layers are as it says.
+    /// The manifest that it came with.
     manifest: Option<(Manifest, Document)>,
     content: ImageContent,
 }
@@ -102,7 +102,7 @@ impl Registry {
         reporter: &Reporter,
     ) -> Result<PushedImage> {
         let store = Arc::clone(&self.store);
-        let (plan, lease) = tokio::task::spawn_blocking(move || Plan::new(&store, id))
+        let (mut plan, lease) = tokio::task::spawn_blocking(move || Plan::new(&store, id))
             .await
             .map_err(broken_task)??;
         let pusher = Pusher {
@@ -115,6 +115,13 @@ impl Registry {
         // Docker names the topmost first.
         for layer in plan.content.layers.iter().rev() {
             reporter.layer(&layer.diff_id.short(), "Preparing");
+        }
+        // The manifest that it came with keeps its digest, if the registry has or gets the very
+        // blobs that it names.
+        if let Some((manifest, _)) = &plan.manifest
+            && !pusher.can_serve(manifest, &plan.content.layers).await?
+        {
+            plan.manifest = None;
         }
         let mut unique: Vec<usize> = Vec::new();
         for (at, layer) in plan.content.layers.iter().enumerate() {
@@ -212,16 +219,8 @@ impl Plan {
             let Ok(Parsed::Manifest(manifest)) = document.parse() else {
                 return None;
             };
-            let fits = manifest.config.digest == id.0
-                && manifest.layers.len() == content.layers.len()
-                && manifest
-                    .layers
-                    .iter()
-                    .zip(&content.layers)
-                    .all(|(layer, own)| match own.received {
-                        Some((digest, _)) => layer.digest == digest,
-                        None => layer.digest == own.diff_id && layer.size == own.tar_bytes,
-                    });
+            let fits =
+                manifest.config.digest == id.0 && manifest.layers.len() == content.layers.len();
             let document = Document {
                 media_type: document.kind().ok()?,
                 ..document
@@ -307,6 +306,41 @@ struct Pusher<'a> {
 }
 
 impl Pusher<'_> {
+    /// Whether every blob of a manifest is ours to send, or is there already, or is mounted
+    /// now: a layer that was here before its image was pulled is kept in another form.
+    async fn can_serve(&self, manifest: &Manifest, layers: &[LayerContent]) -> Result<bool> {
+        for (wanted, own) in manifest.layers.iter().zip(layers) {
+            let is_kept = match own.received {
+                Some((digest, _)) => wanted.digest == digest,
+                None => wanted.digest == own.diff_id && wanted.size == own.tar_bytes,
+            };
+            if is_kept || self.repository.has_blob(&wanted.digest).await?.is_some() {
+                continue;
+            }
+            let (store, diff_id) = (Arc::clone(self.store), own.diff_id);
+            let sources = tokio::task::spawn_blocking(move || store.sources(&diff_id))
+                .await
+                .map_err(broken_task)??;
+            let fixed = Some((wanted.digest, wanted.size));
+            let mut mounted = false;
+            for source in self.mountable(&sources, fixed, own) {
+                let path = source
+                    .repository
+                    .split_once('/')
+                    .map_or("", |(_, path)| path);
+                let answer = self.repository.mount(&wanted.digest, path).await;
+                mounted = matches!(answer, Ok(Mount::Done));
+                if mounted {
+                    break;
+                }
+            }
+            if !mounted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Brings a layer there; `fixed` is the blob that it must be.
     async fn layer(&self, layer: LayerContent, fixed: Option<(Digest, u64)>) -> Result<Sent> {
         let id = layer.diff_id.short();
@@ -395,6 +429,12 @@ impl Pusher<'_> {
             size: bytes.size,
             form,
         };
+        if fixed.is_some_and(|(digest, _)| digest != bytes.digest) {
+            return Err(RegistryError::InvalidAnswer(format!(
+                "the registry had blob {} a moment ago",
+                fixed.map_or_else(String::new, |(digest, _)| digest.to_string())
+            )));
+        }
         let there = !received && self.repository.has_blob(&bytes.digest).await?.is_some();
         if there {
             self.reporter.layer(&id, "Layer already exists");
@@ -445,6 +485,10 @@ impl Pusher<'_> {
     }
 
     async fn remember(&self, layer: LayerContent, sent: Sent) -> Result<Sent> {
+        // Only what any image can have as its layer.
+        if sent.form != LayerForm::Gzip {
+            return Ok(sent);
+        }
         let (store, name) = (Arc::clone(self.store), self.name.clone());
         tokio::task::spawn_blocking(move || {
             store.remember_source(&layer.diff_id, &sent.digest, sent.size, &name)

@@ -111,7 +111,7 @@ impl Repository {
             {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = http::send(request, method, url).await?;
+            let response = self.endpoint.server.send(request, method, url).await?;
             if response.status() != StatusCode::UNAUTHORIZED || fresh {
                 return Ok(response);
             }
@@ -142,7 +142,9 @@ impl Repository {
                 .await
             {
                 Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) => Err(RegistryError::Refused(http::refusal(response).await)),
+                Ok(response) => Err(RegistryError::Refused(
+                    self.endpoint.server.refusal(response).await,
+                )),
                 Err(error) => Err(error),
             };
             attempt += 1;
@@ -168,7 +170,11 @@ impl Repository {
         let url = self.url(&format!("manifests/{reference}"))?;
         let response = self.ask(Method::GET, url, headers).await?;
         let media_type = http::media_type(response.headers());
-        let bytes = http::read_body(response, MAX_MANIFEST, "manifest").await?;
+        let bytes = self
+            .endpoint
+            .server
+            .read_body(response, MAX_MANIFEST, "manifest")
+            .await?;
         let digest = Digest::of(&bytes);
         if let Ok(expected) = reference.parse::<Digest>()
             && expected != digest
@@ -193,7 +199,11 @@ impl Repository {
     ) -> Result<Vec<u8>> {
         let url = self.url(&format!("blobs/{digest}"))?;
         let response = self.ask(Method::GET, url, HeaderMap::new()).await?;
-        let bytes = http::read_body(response, limit, what).await?;
+        let bytes = self
+            .endpoint
+            .server
+            .read_body(response, limit, what)
+            .await?;
         if Digest::of(&bytes) != *digest {
             return Err(RegistryError::InvalidAnswer(format!(
                 "{what} verification failed for digest {digest}"
@@ -216,7 +226,9 @@ impl Repository {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(RegistryError::Refused(http::refusal(response).await))
+        Err(RegistryError::Refused(
+            self.endpoint.server.refusal(response).await,
+        ))
     }
 
     /// All tags, sorted as the registry does.
@@ -239,7 +251,11 @@ impl Repository {
             next = target
                 .and_then(|target| url.join(target).ok())
                 .filter(|next| self.is_ours(next) && *next != url);
-            let body = http::read_body(response, MAX_TAG_PAGE, "list of tags").await?;
+            let body = self
+                .endpoint
+                .server
+                .read_body(response, MAX_TAG_PAGE, "list of tags")
+                .await?;
             let page: Page = serde_json::from_slice(&body).map_err(|error| {
                 RegistryError::InvalidAnswer(format!("list of tags of {}: {error}", self.path))
             })?;

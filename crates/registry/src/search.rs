@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::Registry;
 use crate::auth::Credentials;
 use crate::error::{RegistryError, Result};
-use crate::http::{self, Server};
+use crate::http::Server;
 use crate::login::server_name;
 
 /// Largest answer, bytes.
@@ -62,7 +62,7 @@ impl Registry {
             if let Some(basic) = own.and_then(Credentials::basic) {
                 request = request.header(AUTHORIZATION, basic);
             }
-            let response = match http::send(request, &Method::GET, &url).await {
+            let response = match server.send(request, &Method::GET, &url).await {
                 Ok(response) => response,
                 Err(error) => {
                     last = Some(error);
@@ -70,9 +70,11 @@ impl Registry {
                 }
             };
             if !response.status().is_success() {
-                return Err(RegistryError::Refused(http::refusal(response).await));
+                return Err(RegistryError::Refused(server.refusal(response).await));
             }
-            let body = http::read_body(response, MAX_ANSWER, "search result").await?;
+            let body = server
+                .read_body(response, MAX_ANSWER, "search result")
+                .await?;
             let answer: Answer = serde_json::from_slice(&body).map_err(|error| {
                 RegistryError::InvalidAnswer(format!("search result of {host}: {error}"))
             })?;

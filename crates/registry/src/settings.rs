@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::error::{RegistryError, Result};
 
@@ -31,8 +32,10 @@ pub struct Settings {
     pub downloads: usize,
     /// How many layers are sent at a time, of all pushes.
     pub uploads: usize,
-    /// How often a download that breaks off is resumed.
+    /// How often a download that breaks off is tried.
     pub attempts: u32,
+    /// How long a server may send nothing.
+    pub patience: Duration,
 }
 
 impl Default for Settings {
@@ -48,6 +51,7 @@ impl Default for Settings {
             downloads: 3,
             uploads: 5,
             attempts: 5,
+            patience: Duration::from_secs(30),
         }
     }
 }

@@ -47,7 +47,7 @@ impl Repository {
             // Some answer this to those who may not read; sending will show whether we may.
             StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED => Ok(None),
             _ => {
-                let refusal = http::refusal(response).await;
+                let refusal = self.endpoint.server.refusal(response).await;
                 Err(RegistryError::Refused(refusal))
             }
         }
@@ -64,7 +64,9 @@ impl Repository {
         match response.status() {
             StatusCode::CREATED => Ok(Mount::Done),
             StatusCode::ACCEPTED => Ok(Mount::Session(http::location(&response)?)),
-            _ => Err(RegistryError::Refused(http::refusal(response).await)),
+            _ => Err(RegistryError::Refused(
+                self.endpoint.server.refusal(response).await,
+            )),
         }
     }
 
@@ -149,7 +151,9 @@ impl Repository {
                 if response.status() == StatusCode::UNAUTHORIZED {
                     self.endpoint.authorizer.forget().await;
                 }
-                return Err(RegistryError::Refused(http::refusal(response).await));
+                return Err(RegistryError::Refused(
+                    self.endpoint.server.refusal(response).await,
+                ));
             }
             url = http::location(&response)?;
         }
@@ -159,7 +163,9 @@ impl Repository {
         if response.status().is_success() {
             return Ok(());
         }
-        Err(RegistryError::Refused(http::refusal(response).await))
+        Err(RegistryError::Refused(
+            self.endpoint.server.refusal(response).await,
+        ))
     }
 
     /// Sends the file from `offset` on in one request, for as long as bytes are taken.
@@ -249,7 +255,9 @@ impl Repository {
         if response.status().is_success() {
             return Ok(());
         }
-        Err(RegistryError::Refused(http::refusal(response).await))
+        Err(RegistryError::Refused(
+            self.endpoint.server.refusal(response).await,
+        ))
     }
 }
 
