@@ -10,7 +10,7 @@ use crate::container::{
 use crate::error::{CliError, CliResult};
 use crate::flags::Parsed;
 use crate::image::{build, list as image_list, manage, pull, transfer};
-use crate::system::{df, events, info, inspect, prune, version};
+use crate::system::{check, df, events, info, inspect, prune, version};
 use crate::{network, registry, volume};
 
 const CONTAINER: Command = Command::group(
@@ -67,7 +67,13 @@ const IMAGE: Command = Command::group(
 const SYSTEM: Command = Command::group(
     "system",
     "Manage the engine",
-    &[df::DF, events::EVENTS, info::INFO.plain(), prune::PRUNE],
+    &[
+        check::CHECK,
+        df::DF,
+        events::EVENTS,
+        info::INFO.plain(),
+        prune::PRUNE,
+    ],
 );
 
 /// Stands in the list for help; [`crate::app`] has handed over to the daemon long before.

@@ -262,7 +262,9 @@ impl Compression {
         }
     }
 
-    fn media_type(self) -> &'static str {
+    /// What a manifest calls a layer in this form.
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
         match self {
             Self::Plain => "application/vnd.oci.image.layer.v1.tar",
             Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",

@@ -22,6 +22,7 @@ pub mod daemon;
 pub mod host;
 pub mod images;
 pub mod leaks;
+pub mod registry;
 
 pub use cell::{BUSYBOX, Cell, ClientKind, IsolationKind};
 pub use client::{Output, Running, until};

@@ -1,5 +1,6 @@
 //! Commands about the engine as a whole, and what several families of commands share.
 
+pub mod check;
 pub mod df;
 pub mod events;
 pub mod filters;

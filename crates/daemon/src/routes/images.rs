@@ -68,6 +68,11 @@ async fn list(
     let images = state.images.list().await?;
     let wanted = filter::select(&state, &images, &filters, params.flag("all")).await?;
     let uses = state.containers.image_uses();
+    let shared = if params.flag("shared-size") {
+        Some(state.images.shared_sizes().await?)
+    } else {
+        None
+    };
     Ok(Json(
         wanted
             .into_iter()
@@ -78,11 +83,11 @@ async fn list(
                     .digests
                     .retain(|name| filter::is_shown(name, &filters));
                 let containers = uses.iter().filter(|used| used.image == image.id).count();
-                summary(
-                    &image,
-                    version,
-                    params.flag("shared-size").then_some(containers),
-                )
+                let mut line = summary(&image, version, shared.is_some().then_some(containers));
+                if let Some(shared) = &shared {
+                    line["SharedSize"] = json!(shared.get(&image.id).copied().unwrap_or(0));
+                }
+                line
             })
             .collect(),
     ))

@@ -1,6 +1,7 @@
 //! Routes of the system: ping, version, info, events, df, the volumes there are,
 //! and clear answers for what is not there.
 
+mod check;
 mod elsewhere;
 mod events;
 mod info;
@@ -10,7 +11,7 @@ mod volumes;
 use axum::Router;
 use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 
 use crate::state::AppState;
 
@@ -22,6 +23,7 @@ pub fn router() -> Router<AppState> {
         .route("/info", get(info::info))
         .route("/events", get(events::events))
         .route("/system/df", get(usage::usage))
+        .route("/system/check", post(check::check))
         .merge(volumes::router())
         .merge(elsewhere::router())
 }

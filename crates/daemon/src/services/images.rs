@@ -3,13 +3,14 @@
 //! The store blocks, so every call runs on a blocking thread; archives come in through
 //! [`BodyReader`]. What changes is published as events here, once the store has said yes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::sync::Arc;
 
 use bulkhead_image::{
-    DiskUsage, ErrorKind, HistoryLine, ImageDetail, ImageError, ImageId, ImageStore, ImageSummary,
-    ImageUse, ImportOptions, LoadedImage, Progress, Reference, Removal, RemovalReport,
+    CheckReport, DiskUsage, ErrorKind, HistoryLine, ImageDetail, ImageError, ImageId, ImageStore,
+    ImageSummary, ImageUse, ImportOptions, LoadedImage, Progress, Reference, Removal,
+    RemovalReport,
 };
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
@@ -90,6 +91,22 @@ impl Images {
     /// What the store says.
     pub async fn disk_usage(&self) -> ApiResult<DiskUsage> {
         self.with(ImageStore::disk_usage).await
+    }
+
+    /// For each image that shares layers with others, how many bytes those are.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn shared_sizes(&self) -> ApiResult<HashMap<ImageId, u64>> {
+        self.with(ImageStore::shared_sizes).await
+    }
+
+    /// Looks at every byte of the store, and repairs what it can if it is to.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn check(&self, repair: bool) -> ApiResult<CheckReport> {
+        self.with(move |store| store.check(repair)).await
     }
 
     /// Gives an image a tag.

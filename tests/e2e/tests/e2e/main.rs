@@ -14,6 +14,7 @@ mod logs;
 mod looks;
 mod networks;
 mod promise;
+mod registry;
 mod run;
 mod shares;
 mod streams;

@@ -33,7 +33,11 @@ pub(super) async fn select<'a>(
         let named = !image.tags.is_empty() || !image.digests.is_empty();
         let is_step = !named && parents.contains(&image.id);
         let passes = (all || !is_step)
-            && dangling.is_none_or(|wanted| wanted != named && !(wanted && is_step))
+            && match dangling {
+                Some(true) => image.tags.is_empty() && !is_step,
+                Some(false) => named,
+                None => true,
+            }
             && before.is_none_or(|time| image.created < time)
             && since.is_none_or(|time| image.created > time)
             && matches_labels(image, filters)

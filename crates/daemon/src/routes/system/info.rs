@@ -6,6 +6,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use bulkhead_registry::{LOOPBACK, Settings as RegistrySettings};
 use bulkhead_task::options::{IsolationKind, Probe};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -140,24 +141,14 @@ pub(super) async fn info(State(state): State<AppState>) -> ApiResult<Json<Value>
         "OSType": "linux",
         "Architecture": host.machine,
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {
-            "AllowNondistributableArtifactsCIDRs": Value::Null,
-            "AllowNondistributableArtifactsHostnames": Value::Null,
-            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
-            "IndexConfigs": {
-                "docker.io": {
-                    "Name": "docker.io", "Mirrors": [], "Secure": true, "Official": true,
-                },
-            },
-            "Mirrors": Value::Null,
-        },
+        "RegistryConfig": registries(&config.registries),
         "NCPU": facts.cpus,
         "MemTotal": facts.memory,
         "GenericResources": Value::Null,
         "DockerRootDir": config.data_root,
-        "HttpProxy": "",
-        "HttpsProxy": "",
-        "NoProxy": "",
+        "HttpProxy": proxy(config.registries.http_proxy.as_deref()),
+        "HttpsProxy": proxy(config.registries.https_proxy.as_deref()),
+        "NoProxy": config.registries.no_proxy.clone().unwrap_or_default(),
         "Name": host.name,
         "Labels": config.labels,
         "ExperimentalBuild": false,
@@ -288,4 +279,49 @@ fn open_files() -> usize {
 /// Threads, which is what comes closest to Go's goroutines.
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+/// How registries are reached, as dockerd says it.
+fn registries(settings: &RegistrySettings) -> Value {
+    let (networks, hosts): (Vec<&String>, Vec<&String>) = settings
+        .insecure
+        .iter()
+        .partition(|name| name.contains('/'));
+    let networks: Vec<&str> = LOOPBACK
+        .into_iter()
+        .chain(networks.into_iter().map(String::as_str))
+        .collect();
+    let mut indexes = json!({
+        "docker.io": {
+            "Name": "docker.io", "Mirrors": settings.mirrors, "Secure": true, "Official": true,
+        },
+    });
+    for host in hosts {
+        indexes[host] = json!({
+            "Name": host, "Mirrors": [], "Secure": false, "Official": false,
+        });
+    }
+    let mirrors = if settings.mirrors.is_empty() {
+        Value::Null
+    } else {
+        json!(settings.mirrors)
+    };
+    json!({
+        "AllowNondistributableArtifactsCIDRs": Value::Null,
+        "AllowNondistributableArtifactsHostnames": Value::Null,
+        "InsecureRegistryCIDRs": networks,
+        "IndexConfigs": indexes,
+        "Mirrors": mirrors,
+    })
+}
+
+/// A proxy's address without its password.
+fn proxy(address: Option<&str>) -> String {
+    let address = address.unwrap_or_default();
+    match address.rsplit_once('@') {
+        Some((before, host)) => {
+            let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+            format!("{scheme}://xxxxx:xxxxx@{host}")
+        }
+        None => address.to_owned(),
+    }
 }

@@ -26,6 +26,7 @@ pub(super) async fn usage(State(state): State<AppState>, params: Params) -> ApiR
         "BuildCache": Value::Null,
     });
     if wanted("image") {
+        let shared = state.images.shared_sizes().await?;
         out["Images"] = images
             .iter()
             .map(|image| {
@@ -36,7 +37,7 @@ pub(super) async fn usage(State(state): State<AppState>, params: Params) -> ApiR
                     "RepoDigests": names(&image.digests),
                     "Created": image.created,
                     "Size": image.size,
-                    "SharedSize": 0,
+                    "SharedSize": shared.get(&image.id).copied().unwrap_or(0),
                     "Labels": image.config.labels,
                     "Containers": uses.iter().filter(|used| used.image == image.id).count(),
                 })
