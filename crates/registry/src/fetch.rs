@@ -8,13 +8,15 @@ use reqwest::{Method, Response, Url};
 
 use crate::Registry;
 use crate::error::{RegistryError, Result};
-use crate::http::{STALL_TIMEOUT, Server, cause, header, request_line, send};
+use crate::http::{Server, cause, header, request_line};
 
 /// A file that is being fetched.
 #[derive(Debug)]
 pub struct FetchedFile {
     response: Response,
     line: String,
+    /// Longest silence.
+    patience: Duration,
     /// `Last-Modified`, seconds since the epoch.
     pub modified: Option<i64>,
     /// `Content-Type`.
@@ -33,7 +35,7 @@ impl Registry {
         let server = Server::new(self.settings(), url.scheme(), &host, true)?;
         let method = Method::GET;
         let request = server.request(method.clone(), url.clone());
-        let response = send(request, &method, &url).await?;
+        let response = server.send(request, &method, &url).await?;
         let line = request_line(&method, &url);
         if !response.status().is_success() {
             return Err(RegistryError::Transport {
@@ -50,6 +52,7 @@ impl Registry {
             text(LAST_MODIFIED),
             text(CONTENT_TYPE),
             line,
+            server.patience,
             response,
         ))
     }
@@ -58,6 +61,7 @@ impl Registry {
         modified: Option<String>,
         content_type: Option<String>,
         line: String,
+        patience: Duration,
         response: Response,
     ) -> FetchedFile {
         let modified = modified.and_then(|text| {
@@ -68,6 +72,7 @@ impl Registry {
         FetchedFile {
             response,
             line,
+            patience,
             modified,
             content_type,
         }
@@ -85,7 +90,7 @@ impl FetchedFile {
             why,
             transient: true,
         };
-        let patience: Duration = STALL_TIMEOUT;
+        let patience = self.patience;
         match tokio::time::timeout(patience, self.response.chunk()).await {
             Ok(chunk) => chunk.map_err(|error| failed(cause(&error))),
             Err(_) => Err(failed(format!(
