@@ -269,6 +269,14 @@ async fn build(
     Ok(stream_response(Body::from_stream(all)))
 }
 
+/// Sends a line, and waits while the client is slow: on the build's own thread, but also where
+/// that waits for a container within the runtime, which tokio's `blocking_send` refuses.
+fn tell(lines: &mpsc::Sender<Bytes>, line: Bytes) {
+    // Unconstrained: nobody above would give it a new budget. An error is a client that left.
+    let sent = tokio::task::unconstrained(lines.send(line));
+    let _ = futures::executor::block_on(sent);
+}
+
 /// The whole build, on a blocking thread.
 fn work(
     state: AppState,
@@ -287,7 +295,7 @@ fn work(
             Said::Image(id) => json!({ "aux": { "ID": id.to_string() } }),
         };
         // A client that has gone is noticed elsewhere.
-        let _ = sender.blocking_send(encode(&line));
+        tell(&sender, encode(&line));
     };
     let tags = request.tags;
     let host = BuildHost::new(state, request.settings, gone, say);
