@@ -432,17 +432,28 @@ impl Service {
         answer::<Stdio>(stream, result).await?;
         match endpoint {
             Some(Endpoint::Writer(mut writer)) => {
-                // An error is the process's end, or its having closed stdin: dropping the
-                // stream tells the host.
-                let copied = tokio::io::copy(stream, &mut writer).await;
+                let mut feed = aside(move |mut ours| async move {
+                    // An error is the process's end, or its having closed stdin.
+                    if tokio::io::copy(&mut ours, &mut writer).await.is_ok() {
+                        let _ = writer.shutdown().await;
+                    }
+                })?;
+                // Dropping the stream tells the host that nobody reads.
+                let copied = tokio::io::copy(stream, &mut feed).await;
                 if copied.is_ok() {
-                    let _ = writer.shutdown().await;
+                    let _ = feed.shutdown().await;
+                    // Until the other side has passed everything on.
+                    let _ = feed.read(&mut [0]).await;
                 }
             }
             Some(Endpoint::Reader(reader)) => {
-                // A terminal ends with an error where a pipe ends with nothing.
-                let mut reader = tokio::io::BufReader::with_capacity(32 << 10, reader);
-                let _ = tokio::io::copy_buf(&mut reader, stream).await;
+                let output = aside(move |mut ours| async move {
+                    // A terminal ends with an error where a pipe ends with nothing.
+                    let mut reader = tokio::io::BufReader::with_capacity(32 << 10, reader);
+                    let _ = tokio::io::copy_buf(&mut reader, &mut ours).await;
+                })?;
+                let mut output = tokio::io::BufReader::with_capacity(32 << 10, output);
+                let _ = tokio::io::copy_buf(&mut output, stream).await;
                 stream.shutdown().await?;
             }
             None => {}
@@ -576,6 +587,24 @@ impl Service {
         self.over.notify_one();
         answered
     }
+}
+
+/// Has a thread of its own do what can block although it should not: a process that splices
+/// between a share and its standard stream holds the pipe's lock until the host has answered,
+/// and the answer comes through our main thread. The result is the other end of what `work`
+/// gets.
+fn aside<F>(
+    work: impl FnOnce(tokio::io::DuplexStream) -> F + Send + 'static,
+) -> std::io::Result<tokio::io::DuplexStream>
+where
+    F: Future<Output = ()>,
+{
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .stack_size(128 << 10)
+        .spawn(move || runtime.block_on(work(theirs)))?;
+    Ok(ours)
 }
 
 /// Kills the container's init if it lives: a container can only be deleted without one.
