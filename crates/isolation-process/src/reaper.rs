@@ -268,7 +268,11 @@ mod tests {
         // An orphan that has ended before its number is known.
         let expected = reaper.expect();
         let file = std::env::temp_dir().join(format!("reaper-{}", std::process::id()));
-        let script = format!("(exit 9) & echo $! > {}", file.display());
+        // Its parent must not be a shell when it ends: that might reap it itself.
+        let script = format!(
+            "(sleep 0.1; exit 9) & echo $! > {}; exec sleep 0.3",
+            file.display()
+        );
         let parent = reaper
             .spawn(Command::new("sh").args(["-c", &script]))
             .unwrap();
