@@ -177,7 +177,7 @@ impl<'b, 'a> Stage<'b, 'a> {
         }
         let mut found = self.build.host.cached(key)?;
         if found.is_none()
-            && let Some(document) = self.from_cache_sources(outcome)
+            && let Some(document) = self.found_in_cache_sources(outcome)
         {
             found = Some(self.build.host.store(NewStep {
                 document,
@@ -195,7 +195,7 @@ impl<'b, 'a> Stage<'b, 'a> {
     }
 
     /// The step as an image of `--cache-from` has it: one whose history goes on like this.
-    fn from_cache_sources(&self, outcome: &Outcome) -> Option<ImageConfig> {
+    fn found_in_cache_sources(&self, outcome: &Outcome) -> Option<ImageConfig> {
         let so_far = self.document();
         let (steps, layers) = (so_far.history.len(), so_far.rootfs.diff_ids.len());
         for source in &self.build.cache_sources {

@@ -252,8 +252,11 @@ fn on_build(whole: &str, line: &Line, escape: char) -> Parsed<Instruction> {
     Ok(Instruction::OnBuild(text))
 }
 
+/// Flags with their values.
+type NamedFlags = Vec<(String, Option<String>)>;
+
 /// The `--name[=value]` words at the head.
-fn flags(rest: &str, escape: char) -> Parsed<(Vec<(String, Option<String>)>, &str)> {
+fn flags(rest: &str, escape: char) -> Parsed<(NamedFlags, &str)> {
     let mut found = Vec::new();
     let mut rest = rest.trim_start();
     while rest.starts_with("--") {

@@ -188,8 +188,10 @@ async fn serve(
     tokio::time::sleep(reply.pause).await;
     let end = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
     stream.write_all(&reply.body[..end]).await.ok()?;
-    while reply.endless {
-        stream.write_all(&reply.body).await.ok()?;
+    if reply.endless {
+        loop {
+            stream.write_all(&reply.body).await.ok()?;
+        }
     }
     stream.shutdown().await.ok()
 }

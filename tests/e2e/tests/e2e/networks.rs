@@ -78,50 +78,45 @@ case!(the_default_bridge, |cell| {
             .as_str()
             .is_some_and(|key| !key.is_empty())
     );
-    let any = port(&cell, &web, "80/tcp");
+    let any = port(cell, &web, "80/tcp");
     for at in ["127.0.0.1", &gateway] {
-        serves(&cell, &format!("{at}:{any}"), &page);
+        serves(cell, &format!("{at}:{any}"), &page);
     }
     // A host without IPv6 publishes none.
     if cell.cli(&format!("port {web}")).ok().text().contains("::") {
-        serves(&cell, &format!("[::1]:{any}"), &page);
+        serves(cell, &format!("[::1]:{any}"), &page);
     }
-    serves(&cell, &format!("{address}:80"), &page);
+    serves(cell, &format!("{address}:80"), &page);
     cell.cli("ps --format '{{.Ports}}'")
         .ok()
         .says(&format!(":{any}->80/tcp"));
     // From another container: directly, by the host's port; and from the container itself.
     let other = cell.detached(&format!("{BUSYBOX} sleep 1000"));
+    inside(cell, &other, &format!("wget -qO- http://{address}/"), &page);
     inside(
-        &cell,
-        &other,
-        &format!("wget -qO- http://{address}/"),
-        &page,
-    );
-    inside(
-        &cell,
+        cell,
         &other,
         &format!("wget -qO- http://{gateway}:{any}/"),
         &page,
     );
     inside(
-        &cell,
+        cell,
         &web,
         &format!("wget -qO- http://{gateway}:{any}/"),
         &page,
     );
     inside(
-        &cell,
+        cell,
         &web,
         "cat /etc/hosts",
         &format!("{address}\t{}", &web[..12]),
     );
-    inside(&cell, &web, "ip route", &format!("default via {gateway}"));
+    inside(cell, &web, "ip route", &format!("default via {gateway}"));
     // One port has one holder, and who is refused holds nothing.
     cell.run(&format!("-d -p {any}:80 {BUSYBOX} true"))
         .exits(125)
         .says("port is already allocated");
-    serves(&cell, &format!("127.0.0.1:{any}"), &page);
+    serves(cell, &format!("127.0.0.1:{any}"), &page);
     cell.cli(&format!("rm -f {web}")).ok();
     assert_eq!(fetch(SocketAddr::from(([127, 0, 0, 1], any))), None);
     cell.nothing_left_of(&web);
@@ -129,7 +124,7 @@ case!(the_default_bridge, |cell| {
 
 case!(a_network_of_ones_own, |cell| {
     let net = cell.name("net");
-    let prefix = subnet(&cell);
+    let prefix = subnet(cell);
     cell.cli(&format!(
         "network create --subnet {prefix}.0/24 --gateway {prefix}.254 --ip-range {prefix}.64/26 \
          --aux-address taken={prefix}.64 --label colour=green {net}"
@@ -151,7 +146,7 @@ case!(a_network_of_ones_own, |cell| {
     assert_eq!(place["Gateway"], format!("{prefix}.254"));
     for known in [name.as_str(), "www", &web[..12], &format!("{name}.{net}")] {
         inside(
-            &cell,
+            cell,
             &other,
             &format!("nslookup {known}"),
             &format!("{prefix}.7"),
@@ -159,9 +154,9 @@ case!(a_network_of_ones_own, |cell| {
     }
     // By address: of a static busybox only nslookup asks a name server without the C library.
     let direct = format!("wget -qO- http://{prefix}.7/");
-    inside(&cell, &other, &direct, &page);
+    inside(cell, &other, &direct, &page);
     inside(
-        &cell,
+        cell,
         &other,
         "cat /etc/resolv.conf",
         "nameserver 127.0.0.11",
@@ -189,23 +184,18 @@ case!(a_network_of_ones_own, |cell| {
     cell.cli(&format!("network connect {late} {other}")).ok();
     let address = cell.inspect(&web)["NetworkSettings"]["Networks"][&late]["IPAddress"].clone();
     let address = address.as_str().expect("an address").to_owned();
-    inside(&cell, &other, "nslookup second", &address);
-    inside(
-        &cell,
-        &other,
-        &format!("wget -qO- http://{address}/"),
-        &page,
-    );
+    inside(cell, &other, "nslookup second", &address);
+    inside(cell, &other, &format!("wget -qO- http://{address}/"), &page);
     cell.cli(&format!("network connect {late} {web}"))
         .fails()
         .says("already exists in network");
     cell.cli(&format!("network disconnect {late} {web}")).ok();
     let networks = cell.inspect(&web)["NetworkSettings"]["Networks"].clone();
     assert!(networks[&late].is_null(), "{networks}");
-    inside(&cell, &web, "ip address", &format!("{prefix}.7"));
+    inside(cell, &web, "ip address", &format!("{prefix}.7"));
     let seen = cell.cli(&format!("exec {web} ip address")).ok();
     assert!(!seen.text().contains(&address), "{seen}");
-    inside(&cell, &other, &direct, &page);
+    inside(cell, &other, &direct, &page);
     cell.cli(&format!("rm -f {web} {other}")).ok();
     cell.cli(&format!("network rm {net} {late}")).ok();
     cell.nothing_left_of(&web);
@@ -213,7 +203,7 @@ case!(a_network_of_ones_own, |cell| {
 
 case!(networks_that_cannot_be, |cell| {
     let net = cell.name("net");
-    let prefix = subnet(&cell);
+    let prefix = subnet(cell);
     cell.cli(&format!(
         "network create --subnet {prefix}.0/24 --label mine={net} {net}"
     ))
