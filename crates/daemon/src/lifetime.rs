@@ -63,13 +63,20 @@ impl DataRootLock {
             .write(true)
             .open(&path)
             .map_err(io_error("open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(LifetimeError::DataRootHeld(data_root.to_owned()))
+        // A child of the last owner has a copy of its lock for a moment, until its exec.
+        for attempt in 1.. {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if attempt < 10 => {
+                    std::thread::sleep(std::time::Duration::from_millis(30));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(LifetimeError::DataRootHeld(data_root.to_owned()));
+                }
+                Err(errno) => return Err(io_error("lock", &path)(errno.into())),
             }
-            Err(errno) => Err(io_error("lock", &path)(errno.into())),
         }
+        Ok(Self { _file: file })
     }
 }
 

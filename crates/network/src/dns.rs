@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(other.metadata.response_code, ResponseCode::NoError);
         assert!(other.answers.is_empty());
         let back = ask("2.0.0.10.in-addr.arpa.", RecordType::PTR).await;
-        assert_eq!(back.answers[0].data.to_string(), "my_web.net");
+        assert_eq!(back.answers[0].data.to_string(), "my_web.net.");
         let unknown = ask("elsewhere.", RecordType::A).await;
         assert_eq!(unknown.metadata.response_code, ResponseCode::ServFail);
     }
