@@ -204,9 +204,10 @@ fn namespaces_of_a_process_container() {
 
 #[test]
 fn namespaces_inside_a_vm() {
-    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Pid, Uts};
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Uts};
     let spec = make(IsolationKind::Hyperv, &HostConfig::default());
-    assert_eq!(namespaces(&spec), sorted([Mount, Uts, Ipc, Pid, Cgroup]));
+    let expected = sorted([Mount, Uts, Ipc, Pid, Cgroup, Network]);
+    assert_eq!(namespaces(&spec), expected);
     let process = spec.process().as_ref().unwrap();
     let limits = process.rlimits().as_ref().unwrap();
     assert_eq!(limits[0].typ(), PosixRlimitType::RlimitNofile);
