@@ -10,7 +10,7 @@ BIN := $(TARGET)/release
 # Cases mostly wait; how many VMs run at a time is the suite's own affair.
 TEST_THREADS ?= 6
 
-.PHONY: demo test test-unit test-e2e test-reference lint build guest bench setup setup-test clean-state
+.PHONY: demo test test-unit test-e2e test-e2e-all test-reference lint build guest bench setup setup-test clean-state
 
 setup:
 	@scripts/setup.sh build
@@ -45,6 +45,11 @@ test-e2e:
 	@echo "==> end to end, every isolation and client"
 	@cargo test --release --locked --workspace --test e2e -- \
 	    --test-threads $(TEST_THREADS)
+
+# With our own client's VMs in the cases that do not depend on the client.
+test-e2e-all: setup-test guest
+	@cargo test --release --locked --workspace --test e2e -- \
+	    --test-threads $(TEST_THREADS) --include-ignored
 
 # Unit tests of the VM crates boot real machines: the guest image comes first.
 test: setup-test lint guest test-unit test-e2e

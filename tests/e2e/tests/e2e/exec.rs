@@ -6,7 +6,7 @@ fn sleeper(cell: &Cell) -> String {
     cell.detached(&format!("-e OWN=container {BUSYBOX} sleep 600"))
 }
 
-case!(exit_codes, |cell| {
+case!(everywhere exit_codes, |cell| {
     let id = sleeper(cell);
     cell.cli(&format!("exec {id} sh -c 'exit 42'")).exits(42);
     cell.cli(&format!("exec {id} true")).ok();
@@ -22,7 +22,7 @@ case!(exit_codes, |cell| {
     assert_eq!(cell.state(&id), "running");
 });
 
-case!(environment_directory_user, |cell| {
+case!(everywhere environment_directory_user, |cell| {
     let id = sleeper(cell);
     let output = cell
         .cli(&format!("exec -e EXTRA=exec -w /home/user -u user {id} sh -c 'echo $OWN $EXTRA; pwd; id -u; echo $HOME'"))
@@ -36,7 +36,7 @@ case!(environment_directory_user, |cell| {
         .says("no-such-user");
 });
 
-case!(stdin, |cell| {
+case!(everywhere stdin, |cell| {
     let id = sleeper(cell);
     let output = cell
         .line(&format!("exec -i {id} sha256sum"))
@@ -57,7 +57,7 @@ case!(stdin, |cell| {
     assert_eq!(output.text(), "");
 });
 
-case!(both_outputs, |cell| {
+case!(everywhere both_outputs, |cell| {
     let id = sleeper(cell);
     let output = cell
         .cli(&format!("exec {id} sh -c 'echo out; echo err >&2'"))
@@ -70,7 +70,7 @@ case!(both_outputs, |cell| {
     assert_eq!(cell.cli(&format!("logs {id}")).ok().text(), "");
 });
 
-case!(terminal, |cell| {
+case!(everywhere terminal, |cell| {
     let id = sleeper(cell);
     let mut shell = cell.line(&format!("exec -it {id} sh")).terminal();
     shell.expect("# ");
@@ -85,7 +85,7 @@ case!(terminal, |cell| {
     shell.finish().exits(9);
 });
 
-case!(detached, |cell| {
+case!(everywhere detached, |cell| {
     let id = sleeper(cell);
     cell.cli(&format!("exec -d {id} sh -c 'echo done >/made; sleep 600'"))
         .ok();
@@ -95,7 +95,7 @@ case!(detached, |cell| {
     cell.cli(&format!("top {id}")).ok().says("sleep 600");
 });
 
-case!(same_namespaces, |cell| {
+case!(everywhere same_namespaces, |cell| {
     let id = sleeper(cell);
     let output = cell
         .cli(&format!(
@@ -110,7 +110,7 @@ case!(same_namespaces, |cell| {
     output.says("a80425fb").says("seccomp:\t2");
 });
 
-case!(needs_a_running_container, |cell| {
+case!(everywhere needs_a_running_container, |cell| {
     let id = cell.create(&format!("{BUSYBOX} true"));
     cell.cli(&format!("exec {id} true"))
         .exits(1)
@@ -120,7 +120,7 @@ case!(needs_a_running_container, |cell| {
         .says("no-such-thing");
 });
 
-case!(ends_with_the_container, |cell| {
+case!(everywhere ends_with_the_container, |cell| {
     let id = sleeper(cell);
     let mut running = cell
         .line(&format!("exec {id} sh -c 'echo ready; sleep 600'"))
@@ -130,7 +130,7 @@ case!(ends_with_the_container, |cell| {
     running.finish().exits(137);
 });
 
-case!(many_at_once, |cell| {
+case!(everywhere many_at_once, |cell| {
     let id = sleeper(cell);
     let running: Vec<_> = (0..8)
         .map(|number| {
@@ -148,7 +148,7 @@ case!(many_at_once, |cell| {
     }
 });
 
-case!(large_streams, |cell| {
+case!(everywhere large_streams, |cell| {
     let id = sleeper(cell);
     let bytes: Vec<u8> = (0..5_000_000_u32)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())

@@ -2,7 +2,7 @@
 
 use bulkhead_e2e::{BUSYBOX, case, host};
 
-case!(a_shell_on_the_right_kernel, |cell| {
+case!(everywhere a_shell_on_the_right_kernel, |cell| {
     let mut shell = cell.terminal(&format!("--rm {BUSYBOX} sh"));
     shell.expect("# ");
     // What is typed comes back too: the quotes tell the answer from the question.
@@ -25,7 +25,7 @@ case!(a_shell_on_the_right_kernel, |cell| {
     shell.finish().exits(7);
 });
 
-case!(the_host_sees_what_it_should, |cell| {
+case!(everywhere the_host_sees_what_it_should, |cell| {
     // A number of packets that nobody else asks for, to know this ping among others'.
     let mark = cell.number().to_string();
     let id = cell.detached(&format!("{BUSYBOX} ping -c {mark} localhost"));

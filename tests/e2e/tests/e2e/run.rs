@@ -2,13 +2,13 @@
 
 use bulkhead_e2e::{BUSYBOX, case, host};
 
-case!(exit_code, |cell| {
+case!(everywhere exit_code, |cell| {
     cell.run(&format!("--rm {BUSYBOX} sh -c 'exit 42'"))
         .exits(42);
     cell.run(&format!("--rm {BUSYBOX} true")).ok();
 });
 
-case!(command_not_found_is_127, |cell| {
+case!(everywhere command_not_found_is_127, |cell| {
     let name = cell.name("c");
     cell.run(&format!("--name {name} {BUSYBOX} no-such-command"))
         .exits(127)
@@ -24,7 +24,7 @@ case!(command_not_found_is_127, |cell| {
         .says("/bin/nope");
 });
 
-case!(command_not_executable_is_126, |cell| {
+case!(everywhere command_not_executable_is_126, |cell| {
     cell.run(&format!("--rm {BUSYBOX} /etc/not-executable"))
         .exits(126)
         .says("/etc/not-executable");
@@ -33,7 +33,7 @@ case!(command_not_executable_is_126, |cell| {
         .says("/etc");
 });
 
-case!(client_errors_are_125, |cell| {
+case!(everywhere client_errors_are_125, |cell| {
     cell.run("--no-such-flag busybox true")
         .exits(125)
         .says("no-such-flag");
@@ -45,7 +45,7 @@ case!(client_errors_are_125, |cell| {
         .says("no-such-image");
 });
 
-case!(a_missing_image_is_named, |cell| {
+case!(everywhere a_missing_image_is_named, |cell| {
     // Nothing listens on port 1: the pull that follows fails at once.
     cell.run("--rm localhost:1/no-such-image true")
         .exits(125)
@@ -64,7 +64,7 @@ case!(a_missing_image_is_named, |cell| {
     );
 });
 
-case!(environment, |cell| {
+case!(everywhere environment, |cell| {
     let call = cell.running(&format!(
         "--rm -e ONE=1 -e FROM_CLIENT -e 'SPACE=a b' -e EMPTY= {BUSYBOX} env"
     ));
@@ -95,7 +95,7 @@ case!(environment, |cell| {
     );
 });
 
-case!(working_directory, |cell| {
+case!(everywhere working_directory, |cell| {
     let output = cell.run(&format!("--rm -w /home/user {BUSYBOX} pwd")).ok();
     assert_eq!(output.text(), "/home/user");
     let output = cell
@@ -107,7 +107,7 @@ case!(working_directory, |cell| {
         .says("relative");
 });
 
-case!(user, |cell| {
+case!(everywhere user, |cell| {
     let id = |user: &str| {
         let script = "id -u; id -g; id -G; echo $HOME";
         let output = cell.run(&format!("--rm -u {user} {BUSYBOX} sh -c '{script}'"));
@@ -122,7 +122,7 @@ case!(user, |cell| {
         .says("no-such-user");
 });
 
-case!(entrypoint, |cell| {
+case!(everywhere entrypoint, |cell| {
     let output = cell
         .run(&format!("--rm --entrypoint echo {BUSYBOX} a b"))
         .ok();
@@ -133,7 +133,7 @@ case!(entrypoint, |cell| {
     assert_eq!(output.ok().text(), "thing");
 });
 
-case!(the_images_command_is_the_default, |cell| {
+case!(everywhere the_images_command_is_the_default, |cell| {
     // The image says `sh`, which ends at once without input.
     cell.run(&format!("--rm {BUSYBOX}")).ok();
     let output = cell
@@ -142,7 +142,7 @@ case!(the_images_command_is_the_default, |cell| {
     assert_eq!(output.output().ok().text(), "sh 42");
 });
 
-case!(host_name, |cell| {
+case!(everywhere host_name, |cell| {
     let script = "hostname; cat /etc/hostname; grep -c localhost /etc/hosts; uname -n";
     let output = cell.run(&format!("--rm -h thing.example {BUSYBOX} sh -c '{script}'"));
     let lines = output.ok().lines();
@@ -159,7 +159,7 @@ case!(host_name, |cell| {
     assert_eq!(output.text(), id[..12]);
 });
 
-case!(names_and_labels, |cell| {
+case!(everywhere names_and_labels, |cell| {
     let name = cell.name("c");
     let id = cell.detached(&format!(
         "--name {name} --label colour=green -l plain {BUSYBOX} sleep 600"
@@ -178,7 +178,7 @@ case!(names_and_labels, |cell| {
         .says("not/good");
 });
 
-case!(network_none_is_loopback_alone, |cell| {
+case!(everywhere network_none_is_loopback_alone, |cell| {
     let script = "ls /sys/class/net; ping -c 1 -W 5 127.0.0.1 >/dev/null && echo up";
     let output = cell
         .run(&format!("--rm --network none {BUSYBOX} sh -c '{script}'"))
@@ -186,7 +186,7 @@ case!(network_none_is_loopback_alone, |cell| {
     assert_eq!(output.lines(), ["lo", "up"]);
 });
 
-case!(read_only_root_and_tmpfs, |cell| {
+case!(everywhere read_only_root_and_tmpfs, |cell| {
     cell.run(&format!("--rm --read-only {BUSYBOX} touch /file"))
         .exits(1)
         .says("read-only");
@@ -206,7 +206,7 @@ case!(read_only_root_and_tmpfs, |cell| {
     assert!(lines[2].contains("4096"), "4 MiB: {output}");
 });
 
-case!(init_reaps, |cell| {
+case!(everywhere init_reaps, |cell| {
     // The child of a child that ends becomes PID 1's; a PID 1 that reaps leaves no zombie.
     let script =
         "cat /proc/1/comm; (sleep 0.1 & exec true) ; sleep 1; ps -o stat,comm | grep -c ^Z";
@@ -221,7 +221,7 @@ case!(init_reaps, |cell| {
         .exits(143);
 });
 
-case!(ulimit, |cell| {
+case!(everywhere ulimit, |cell| {
     let output = cell
         .run(&format!(
             "--rm --ulimit nofile=100:200 --ulimit core=0 {BUSYBOX} \
@@ -231,7 +231,7 @@ case!(ulimit, |cell| {
     assert_eq!(output.lines(), ["100", "200", "0"]);
 });
 
-case!(default_privileges, |cell| {
+case!(everywhere default_privileges, |cell| {
     let script = "grep CapEff /proc/self/status; grep ^Seccomp: /proc/self/status; \
                   grep NoNewPrivs /proc/self/status; \
                   mount -t tmpfs x /mnt 2>/dev/null || mount -t tmpfs x /tmp 2>&1; \
@@ -260,7 +260,7 @@ case!(default_privileges, |cell| {
     );
 });
 
-case!(devices, |cell| {
+case!(everywhere devices, |cell| {
     let script = "cd /dev; ls | grep -v core$ | sort | tr \"\\n\" \" \"; echo; \
                   echo ok >/dev/null; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; \
                   grep -E \" /dev(/pts|/shm|/mqueue)? \" /proc/mounts | cut -d\" \" -f2,3 | sort; \
@@ -289,7 +289,7 @@ case!(devices, |cell| {
     );
 });
 
-case!(rm_removes, |cell| {
+case!(everywhere rm_removes, |cell| {
     let name = cell.name("c");
     cell.run(&format!("--rm --name {name} {BUSYBOX} true")).ok();
     cell.cli(&format!("inspect {name}")).exits(1).says(&name);
@@ -301,7 +301,7 @@ case!(rm_removes, |cell| {
     cell.nothing_left_of(&id);
 });
 
-case!(own_pid_namespace, |cell| {
+case!(everywhere own_pid_namespace, |cell| {
     let output = cell.run(&format!(
         "--rm {BUSYBOX} sh -c 'echo $$; ps -o pid,comm; true'"
     ));
@@ -330,7 +330,7 @@ case!(ours process the_default_isolation_is_the_daemons, |cell| {
     cell.cli("info").ok().says("Default Isolation: hyperv");
 });
 
-case!(many_at_once, |cell| {
+case!(everywhere many_at_once, |cell| {
     let count = if cell.is_hyperv() { 2 } else { 8 };
     let running: Vec<_> = (0..count)
         .map(|number| {

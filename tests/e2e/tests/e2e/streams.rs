@@ -15,7 +15,7 @@ fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-case!(output_and_error_are_apart, |cell| {
+case!(everywhere output_and_error_are_apart, |cell| {
     let output = cell
         .run(&format!("--rm {BUSYBOX} sh -c 'echo out; echo err >&2'"))
         .ok();
@@ -25,7 +25,7 @@ case!(output_and_error_are_apart, |cell| {
     );
 });
 
-case!(order_and_completeness, |cell| {
+case!(everywhere order_and_completeness, |cell| {
     let output = cell.run(&format!("--rm {BUSYBOX} seq 1 200000")).ok();
     let lines = output.lines();
     assert_eq!(lines.len(), 200_000);
@@ -37,7 +37,7 @@ case!(order_and_completeness, |cell| {
     );
 });
 
-case!(every_byte_value, |cell| {
+case!(everywhere every_byte_value, |cell| {
     let bytes: Vec<u8> = (0..=255).collect();
     let output = cell
         .running(&format!("--rm -i {BUSYBOX} cat"))
@@ -47,7 +47,7 @@ case!(every_byte_value, |cell| {
     assert_eq!(output.stdout, bytes);
 });
 
-case!(fifty_megabytes_in, |cell| {
+case!(everywhere fifty_megabytes_in, |cell| {
     let bytes = noise(50 << 20);
     let output = cell
         .running(&format!("--rm -i {BUSYBOX} sha256sum"))
@@ -60,7 +60,7 @@ case!(fifty_megabytes_in, |cell| {
     );
 });
 
-case!(fifty_megabytes_out, |cell| {
+case!(everywhere fifty_megabytes_out, |cell| {
     // Out of the container's own hands: what it wrote and what came are compared by sums.
     // No log: a log of binary noise would be several times its size.
     let script = "dd if=/dev/urandom of=/tmp/noise bs=1M count=50 2>/dev/null; sha256sum /tmp/noise >&2; cat /tmp/noise";
@@ -76,7 +76,7 @@ case!(fifty_megabytes_out, |cell| {
     );
 });
 
-case!(fifty_megabytes_through, |cell| {
+case!(everywhere fifty_megabytes_through, |cell| {
     let bytes = noise(50 << 20);
     let output = cell
         .running(&format!("--rm -i --log-driver none {BUSYBOX} cat"))
@@ -87,7 +87,7 @@ case!(fifty_megabytes_through, |cell| {
     assert!(output.stdout == bytes, "the same bytes come back");
 });
 
-case!(without_i_there_is_no_input, |cell| {
+case!(everywhere without_i_there_is_no_input, |cell| {
     let output = cell
         .running(&format!("--rm {BUSYBOX} cat"))
         .stdin("words")
@@ -96,14 +96,14 @@ case!(without_i_there_is_no_input, |cell| {
     assert_eq!(output.text(), "");
 });
 
-case!(closing_output_does_not_end_it, |cell| {
+case!(everywhere closing_output_does_not_end_it, |cell| {
     cell.run(&format!(
         "--rm {BUSYBOX} sh -c 'exec >&- 2>&-; sleep 1; exit 8'"
     ))
     .exits(8);
 });
 
-case!(a_client_passes_signals_on, |cell| {
+case!(everywhere a_client_passes_signals_on, |cell| {
     let mut running = cell
         .running(&format!(
             r#"--rm {BUSYBOX} sh -c 'trap "exit 5" TERM; echo ready; while :; do sleep 0.1; done'"#
@@ -114,7 +114,7 @@ case!(a_client_passes_signals_on, |cell| {
     running.finish().exits(5);
 });
 
-case!(attach_output, |cell| {
+case!(everywhere attach_output, |cell| {
     let id = cell.detached(&format!(
         "{BUSYBOX} sh -c 'while [ ! -e /go ]; do sleep 0.1; done; seq 1 5; echo err >&2; exit 4'"
     ));
@@ -128,7 +128,7 @@ case!(attach_output, |cell| {
     assert_eq!(output.err(), "err");
 });
 
-case!(attach_input, |cell| {
+case!(everywhere attach_input, |cell| {
     let id = cell.detached(&format!(
         "-i {BUSYBOX} sh -c 'read line; echo got $line; read line; echo got $line; exit 2'"
     ));
@@ -150,7 +150,7 @@ case!(attach_input, |cell| {
     );
 });
 
-case!(attach_needs_a_running_container, |cell| {
+case!(everywhere attach_needs_a_running_container, |cell| {
     let id = cell.create(&format!("{BUSYBOX} true"));
     cell.cli(&format!("attach {id}"))
         .exits(1)
@@ -160,7 +160,7 @@ case!(attach_needs_a_running_container, |cell| {
         .says("no-such-thing");
 });
 
-case!(a_client_that_goes_leaves_the_container, |cell| {
+case!(everywhere a_client_that_goes_leaves_the_container, |cell| {
     let name = cell.name("c");
     let mut running = cell
         .running(&format!(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bulkhead_e2e::{BUSYBOX, case};
 
-case!(size_at_start_and_later, |cell| {
+case!(everywhere size_at_start_and_later, |cell| {
     let mut shell = cell.terminal(&format!("--rm {BUSYBOX} sh"));
     let wait_for = |size: &str, word: &str| {
         format!("until stty size | grep -q '{size}'; do sleep 0.1; done; echo {word}''-size\n")
@@ -27,7 +27,7 @@ case!(size_at_start_and_later, |cell| {
     shell.finish().ok();
 });
 
-case!(control_characters, |cell| {
+case!(everywhere control_characters, |cell| {
     let mut shell = cell.terminal(&format!("--rm {BUSYBOX} sh"));
     shell.expect("# ");
     shell.send("sleep 600\n");
@@ -43,7 +43,7 @@ case!(control_characters, |cell| {
     shell.finish().ok();
 });
 
-case!(one_stream_with_carriage_returns, |cell| {
+case!(everywhere one_stream_with_carriage_returns, |cell| {
     let running = cell.terminal(&format!(
         "--rm {BUSYBOX} sh -c 'echo out; echo err >&2; tty; echo $TERM'"
     ));
@@ -52,14 +52,14 @@ case!(one_stream_with_carriage_returns, |cell| {
     assert_eq!(text, "out\r\nerr\r\n/dev/pts/0\r\nxterm\r\n");
 });
 
-case!(a_terminal_needs_one, |cell| {
+case!(everywhere a_terminal_needs_one, |cell| {
     // The client refuses `-it` when its own input is none.
     cell.run(&format!("-it --rm {BUSYBOX} true"))
         .fails()
         .says("tty");
 });
 
-case!(a_detached_terminal, |cell| {
+case!(everywhere a_detached_terminal, |cell| {
     let id = cell.detached(&format!("-t {BUSYBOX} sh -c 'tty; echo here'"));
     assert_eq!(cell.cli(&format!("wait {id}")).ok().text(), "0");
     let output = cell.cli(&format!("logs {id}")).ok();
@@ -69,7 +69,7 @@ case!(a_detached_terminal, |cell| {
     );
 });
 
-case!(detach_and_attach_again, |cell| {
+case!(everywhere detach_and_attach_again, |cell| {
     let name = cell.name("c");
     let mut shell = cell.terminal(&format!("--name {name} {BUSYBOX} sh"));
     shell.expect("# ");
@@ -94,7 +94,7 @@ case!(detach_and_attach_again, |cell| {
     again.finish().exits(6);
 });
 
-case!(large_output, |cell| {
+case!(everywhere large_output, |cell| {
     let output = cell
         .terminal(&format!("--rm {BUSYBOX} seq 1 50000"))
         .finish()
