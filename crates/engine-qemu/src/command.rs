@@ -4,9 +4,8 @@
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::path::Path;
 
-use bulkhead_machine::{Accelerator, BootError, Console, Disk, MachineConfig};
+use bulkhead_machine::{Accelerator, Console, MachineConfig};
 use serde_json::json;
 
 /// Memory is handed out in these units, bytes: a large page.
@@ -14,14 +13,58 @@ const MEMORY_UNIT: u64 = 2 << 20;
 /// Less memory than this, bytes, and the kernel cannot even unpack its initramfs.
 pub(crate) const MIN_MEMORY: u64 = 96 << 20;
 
-/// The descriptors that QEMU is born with.
+/// What QEMU is born with.
 #[derive(Debug, Clone)]
 pub(crate) struct Descriptors {
     pub(crate) transport: RawFd,
     pub(crate) monitor: RawFd,
     pub(crate) last_words: RawFd,
+    /// Names under which QEMU can open them: it takes no descriptor here.
+    pub(crate) kernel: String,
+    pub(crate) initramfs: String,
+    /// One for each disk.
+    pub(crate) disks: Vec<DiskDescriptors>,
+    pub(crate) console: Option<RawFd>,
     /// One for each network card.
     pub(crate) taps: Vec<RawFd>,
+}
+
+/// What a disk is made of.
+#[derive(Debug, Clone)]
+pub(crate) enum DiskDescriptors {
+    /// A single layer.
+    Layer(RawFd),
+    /// Several, and what joins them ([`crate::vmdk`]).
+    Layers { joint: RawFd, files: Vec<RawFd> },
+    /// A writable disk.
+    Scratch(RawFd),
+}
+
+impl Descriptors {
+    /// Those that QEMU opens by a name like a file's, all that are not given by number.
+    fn named(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let disks = self.disks.iter().flat_map(|disk| match disk {
+            DiskDescriptors::Layer(one) | DiskDescriptors::Scratch(one) => vec![*one],
+            DiskDescriptors::Layers { joint, files } => std::iter::once(*joint)
+                .chain(files.iter().copied())
+                .collect(),
+        });
+        disks.chain(self.console)
+    }
+
+    /// All.
+    pub(crate) fn all(&self) -> Vec<RawFd> {
+        let numbered = [self.transport, self.monitor, self.last_words].into_iter();
+        numbered
+            .chain(self.taps.iter().copied())
+            .chain(self.named())
+            .collect()
+    }
+}
+
+/// The name under which QEMU opens a descriptor that it was given by `-add-fd`.
+pub(crate) fn fdset(descriptor: RawFd) -> String {
+    format!("/dev/fdset/{descriptor}")
 }
 
 /// Where the guest's kernel gets its time from.
@@ -87,8 +130,7 @@ pub(crate) fn arguments(
     config: &MachineConfig,
     clock: Clock,
     descriptors: &Descriptors,
-    layers: Option<&Path>,
-) -> Result<Vec<OsString>, BootError> {
+) -> Vec<OsString> {
     let mut out = Arguments::default();
     out.words(["-nodefaults", "-no-user-config", "-nographic"]);
     out.pair("-name", format!("guest={}", config.id));
@@ -121,8 +163,11 @@ pub(crate) fn arguments(
     }
     out.pair("-smp", config.vcpus.to_string());
     out.pair("-m", format!("size={}M", memory(config) >> 20));
-    out.pair("-kernel", config.kernel.as_os_str());
-    out.pair("-initrd", config.initramfs.as_os_str());
+    for descriptor in descriptors.named() {
+        out.pair("-add-fd", format!("fd={descriptor},set={descriptor}"));
+    }
+    out.pair("-kernel", descriptors.kernel.as_str());
+    out.pair("-initrd", descriptors.initramfs.as_str());
     out.pair("-append", kernel_command_line(config, clock));
     out.words(["-no-reboot", "-global", "virtio-mmio.force-legacy=false"]);
 
@@ -130,14 +175,17 @@ pub(crate) fn arguments(
         transport,
         monitor,
         last_words,
+        console,
+        disks,
         taps,
+        ..
     } = descriptors;
     out.pair("-chardev", format!("socket,id=monitor,fd={monitor}"));
     out.pair("-mon", "chardev=monitor,mode=control");
     out.pair("-chardev", format!("socket,id=agent,fd={transport}"));
     out.device(&json!({"driver": "virtio-serial-device", "id": "ports", "max_ports": 2}));
-    match &config.console {
-        Console::Quiet => {
+    match console {
+        None => {
             // Two devices write there, one after the other.
             out.pair(
                 "-chardev",
@@ -146,10 +194,11 @@ pub(crate) fn arguments(
             out.pair("-serial", "chardev:words");
             out.device(&json!({"driver": "virtconsole", "chardev": "words", "nr": 0}));
         }
-        Console::File { path } => {
-            // In QEMU's option syntax a comma in a value is doubled.
-            let path = text(path)?.replace(',', ",,");
-            out.pair("-chardev", format!("file,id=console,path={path}"));
+        Some(console) => {
+            out.pair(
+                "-chardev",
+                format!("file,id=console,path={}", fdset(*console)),
+            );
             out.pair("-serial", "chardev:console");
         }
     }
@@ -158,11 +207,12 @@ pub(crate) fn arguments(
     }));
     out.pair(
         "-object",
-        json!({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}).to_string(),
+        // By a system call: there is no /dev where QEMU runs.
+        json!({"qom-type": "rng-builtin", "id": "entropy"}).to_string(),
     );
     out.device(&json!({"driver": "virtio-rng-device", "rng": "entropy"}));
-    for disk in &config.disks {
-        out.disk(disk, layers)?;
+    for (disk, descriptors) in config.disks.iter().zip(disks) {
+        out.disk(disk.serial(), descriptors);
     }
     for (index, (nic, tap)) in config.nics.iter().zip(taps).enumerate() {
         // A tap in the namespace that the container's network is in; the kernel does the rest.
@@ -173,7 +223,7 @@ pub(crate) fn arguments(
             "mac": format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
         }));
     }
-    Ok(out.0)
+    out.0
 }
 
 /// The machine's memory, bytes: what was asked for, rounded up.
@@ -182,15 +232,6 @@ pub(crate) fn memory(config: &MachineConfig) -> u64 {
         .memory_bytes
         .div_ceil(MEMORY_UNIT)
         .saturating_mul(MEMORY_UNIT)
-}
-
-fn text(path: &Path) -> Result<&str, BootError> {
-    path.to_str().ok_or_else(|| {
-        BootError::InvalidConfig(format!(
-            "the path '{}' is not UTF-8, which a VM's files must be",
-            path.display()
-        ))
-    })
 }
 
 #[derive(Default)]
@@ -210,35 +251,25 @@ impl Arguments {
         self.pair("-device", device.to_string());
     }
 
-    fn disk(&mut self, disk: &Disk, layers: Option<&Path>) -> Result<(), BootError> {
-        let serial = disk.serial();
+    fn disk(&mut self, serial: &str, disk: &DiskDescriptors) {
         // Flushes of the guest reach stable storage (`no-flush` off); the host's page cache
         // is used, so that containers of one image share it.
         let cache = json!({"direct": false, "no-flush": false});
-        let node = match (disk, layers) {
-            (Disk::Layers { .. }, Some(descriptor)) => json!({
-                "driver": "vmdk", "node-name": serial, "read-only": true, "cache": cache,
+        let read_only = |driver: &str, descriptor: RawFd| {
+            json!({
+                "driver": driver, "node-name": serial, "read-only": true, "cache": cache,
                 "file": {
-                    "driver": "file", "filename": text(descriptor)?, "read-only": true,
+                    "driver": "file", "filename": fdset(descriptor), "read-only": true,
                 },
-            }),
-            (Disk::Layers { files }, None) => {
-                let [file] = files.as_slice() else {
-                    return Err(BootError::InvalidConfig(
-                        "a disk of layers needs at least one".to_owned(),
-                    ));
-                };
-                json!({
-                    "driver": "raw", "node-name": serial, "read-only": true, "cache": cache,
-                    "file": {
-                        "driver": "file", "filename": text(&file.path)?, "read-only": true,
-                    },
-                })
-            }
-            (Disk::Scratch { path }, _) => json!({
+            })
+        };
+        let node = match disk {
+            DiskDescriptors::Layers { joint, .. } => read_only("vmdk", *joint),
+            DiskDescriptors::Layer(file) => read_only("raw", *file),
+            DiskDescriptors::Scratch(file) => json!({
                 "driver": "raw", "node-name": serial, "cache": cache, "discard": "unmap",
                 "file": {
-                    "driver": "file", "filename": text(path)?, "discard": "unmap",
+                    "driver": "file", "filename": fdset(*file), "discard": "unmap",
                     "locking": "on",
                 },
             }),
@@ -247,14 +278,13 @@ impl Arguments {
         self.device(&json!({
             "driver": "virtio-blk-device", "drive": serial, "serial": serial,
         }));
-        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_machine::{EngineKind, LayerFile, Nic};
+    use bulkhead_machine::{Disk, EngineKind, LayerFile, Nic};
 
     fn config() -> MachineConfig {
         MachineConfig {
@@ -289,9 +319,22 @@ mod tests {
             transport: 7,
             monitor: 8,
             last_words: 9,
+            kernel: "/k".to_owned(),
+            initramfs: "/i".to_owned(),
+            disks: vec![
+                DiskDescriptors::Layers {
+                    joint: 11,
+                    files: vec![12, 13],
+                },
+                DiskDescriptors::Scratch(14),
+            ],
+            console: match config.console {
+                Console::Quiet => None,
+                Console::File { .. } => Some(15),
+            },
             taps: vec![10],
         };
-        let words = arguments(config, Clock::Tsc(2_000_000), &descriptors, None).unwrap();
+        let words = arguments(config, Clock::Tsc(2_000_000), &descriptors);
         words
             .iter()
             .map(|word| word.to_str().unwrap())
@@ -315,7 +358,20 @@ mod tests {
             },
             ..config()
         });
-        assert!(loud.contains("console=ttyS0") && loud.contains("path=/a,,b"));
+        assert!(loud.contains("console=ttyS0") && loud.contains("path=/dev/fdset/15"));
+        assert!(loud.contains("-add-fd fd=15,set=15"));
+    }
+
+    #[test]
+    fn no_path_of_the_host_is_told() {
+        let line = line(&config());
+        for host in ["/l,1", "/s\"", "/r"] {
+            assert!(!line.contains(host), "{line}");
+        }
+        for descriptor in 11..15 {
+            assert!(line.contains(&format!("-add-fd fd={descriptor},set={descriptor}")));
+        }
+        assert!(line.contains(r#""filename":"/dev/fdset/11","read-only":true"#));
     }
 
     #[test]

@@ -12,11 +12,11 @@ mod tail;
 mod tsc;
 mod vmdk;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use async_trait::async_trait;
-use bulkhead_machine::{BootError, Capabilities, Engine, Machine, MachineConfig};
+use bulkhead_machine::{
+    BootError, Capabilities, Engine, MachineConfig, MachineFiles, PreparedMachine,
+};
 
 /// Most vCPUs of QEMU's microvm machine.
 const MAX_VCPUS: u32 = 288;
@@ -54,7 +54,6 @@ impl QemuEngine {
     }
 }
 
-#[async_trait]
 impl Engine for QemuEngine {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -68,14 +67,12 @@ impl Engine for QemuEngine {
         }
     }
 
-    async fn boot(
+    fn prepare(
         &self,
         config: &MachineConfig,
-        transport: OwnedFd,
-        taps: Vec<OwnedFd>,
-    ) -> Result<Box<dyn Machine>, BootError> {
-        let machine =
-            machine::boot(&self.binary, config, transport, taps, self.capabilities()).await?;
-        Ok(Box::new(machine))
+        files: MachineFiles,
+    ) -> Result<Box<dyn PreparedMachine>, BootError> {
+        let prepared = machine::prepare(&self.binary, config, files, self.capabilities())?;
+        Ok(Box::new(prepared))
     }
 }

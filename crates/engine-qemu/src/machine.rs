@@ -1,23 +1,25 @@
 //! One QEMU process: from spawn to reaped.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bulkhead_machine::{
-    Accelerator, BootError, Capabilities, Disk, ExitReason, MAX_LAYERS, Machine, MachineConfig,
-    MachineError, MachineExit,
+    Accelerator, BootError, Capabilities, Disk, DiskFiles, ExitReason, Machine, MachineConfig,
+    MachineError, MachineExit, MachineFiles, PreparedMachine,
 };
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 
-use crate::command::{self, Clock, Descriptors};
+use crate::command::{self, Clock, Descriptors, DiskDescriptors};
 use crate::qmp::{self, Client, Event};
 use crate::tail::Tail;
 use crate::{tsc, vmdk};
@@ -32,37 +34,74 @@ fn io_error(context: impl Into<String>) -> impl FnOnce(io::Error) -> BootError {
     move |source| BootError::Io { context, source }
 }
 
-/// Boots; see [`bulkhead_machine::Engine::boot`].
-pub(crate) async fn boot(
+/// Starts QEMU; see [`bulkhead_machine::Engine::prepare`].
+pub(crate) fn prepare(
     binary: &Path,
     config: &MachineConfig,
-    transport: OwnedFd,
-    taps: Vec<OwnedFd>,
+    files: MachineFiles,
     capabilities: Capabilities,
-) -> Result<QemuMachine, BootError> {
+) -> Result<PreparedQemu, BootError> {
     check(config, capabilities)?;
-    if taps.len() != config.nics.len() {
+    let clock = ClockChoice::begin(config);
+    if !is_vmlinux(&files.kernel) {
         return Err(BootError::InvalidConfig(format!(
-            "{} tap devices were given for {} network cards",
-            taps.len(),
-            config.nics.len()
+            "the guest kernel '{}' is not an uncompressed x86-64 vmlinux",
+            config.kernel.display()
         )));
     }
-    let layers = LayersFile::write(config)?;
+    let joints = joints(config, &files)?;
     let (monitor, qemu_monitor) = UnixStream::pair().map_err(io_error("make a socket"))?;
     let (words, qemu_words) = UnixStream::pair().map_err(io_error("make a socket"))?;
     let qemu_monitor = blocking(qemu_monitor).map_err(io_error("make a socket"))?;
     let qemu_words = blocking(qemu_words).map_err(io_error("make a socket"))?;
     let descriptors = Descriptors {
-        transport: transport.as_raw_fd(),
+        transport: files.transport.as_raw_fd(),
         monitor: qemu_monitor.as_raw_fd(),
         last_words: qemu_words.as_raw_fd(),
-        taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
+        kernel: format!("/proc/self/fd/{}", files.kernel.as_raw_fd()),
+        initramfs: format!("/proc/self/fd/{}", files.initramfs.as_raw_fd()),
+        disks: files
+            .disks
+            .iter()
+            .zip(&joints)
+            .map(|(disk, joint)| disk_descriptors(disk, joint.as_ref()))
+            .collect(),
+        console: files.console.as_ref().map(AsRawFd::as_raw_fd),
+        taps: files.taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
-    let arguments = command::arguments(config, clock(config).await, &descriptors, layers.path())?;
-    let mut child = spawn(binary, &arguments, descriptors)?;
-    drop((transport, qemu_monitor, qemu_words, taps));
+    let arguments = command::arguments(config, clock.end(), &descriptors);
+    let mut inherited = descriptors.all();
+    inherited.extend([files.kernel.as_raw_fd(), files.initramfs.as_raw_fd()]);
+    let child = spawn(binary, &arguments, inherited)?;
+    // QEMU's alone from here on: locks and the ends of sockets go with it.
+    drop((files, joints, qemu_monitor, qemu_words));
+    Ok(PreparedQemu {
+        child,
+        monitor,
+        words,
+    })
+}
 
+/// A QEMU that was started and builds its machine.
+pub(crate) struct PreparedQemu {
+    child: Child,
+    monitor: UnixStream,
+    words: UnixStream,
+}
+
+#[async_trait]
+impl PreparedMachine for PreparedQemu {
+    async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, BootError> {
+        boot(*self).await.map(|machine| Box::new(machine) as _)
+    }
+}
+
+async fn boot(prepared: PreparedQemu) -> Result<QemuMachine, BootError> {
+    let PreparedQemu {
+        mut child,
+        monitor,
+        words,
+    } = prepared;
     let complaints = Tail::default();
     let complaining = child.stderr.take().map(|stderr| {
         let complaints = complaints.clone();
@@ -77,8 +116,6 @@ pub(crate) async fn boot(
     // QEMU greets when it has opened every file and built the machine. When it does not, it
     // ends, and the socket with it.
     let connected = qmp::connect(monitor).await;
-    // Open or not needed: nothing is left of it whatever happens from here on.
-    drop(layers);
     let (client, listener) = match connected {
         Ok(connected) => connected,
         Err(error) => {
@@ -210,112 +247,76 @@ fn check(config: &MachineConfig, capabilities: Capabilities) -> Result<(), BootE
             config.nics.len()
         ));
     }
-    for (what, path) in [
-        ("guest kernel", &config.kernel),
-        ("guest initramfs", &config.initramfs),
-    ] {
-        readable(path).map_err(io_error(format!("read the {what} '{}'", path.display())))?;
-    }
-    if !is_vmlinux(&config.kernel) {
-        return invalid(format!(
-            "the guest kernel '{}' is not an uncompressed x86-64 vmlinux",
-            config.kernel.display()
-        ));
-    }
-    for disk in &config.disks {
-        match disk {
-            Disk::Layers { files } if files.is_empty() || files.len() > MAX_LAYERS => {
-                return invalid(format!(
-                    "a VM has 1 to {MAX_LAYERS} layers, not {}",
-                    files.len()
-                ));
-            }
-            Disk::Layers { files } => {
-                for file in files {
-                    let path = file.path.display();
-                    let length = readable(&file.path)
-                        .map_err(io_error(format!("read the layer '{path}'")))?;
-                    if length != file.bytes {
-                        return invalid(format!(
-                            "the layer '{path}' has {length} bytes where {} were expected",
-                            file.bytes
-                        ));
-                    }
-                }
-            }
-            Disk::Scratch { path } => {
-                let path_shown = path.display();
-                std::fs::OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .open(path)
-                    .map_err(io_error(format!("open the scratch disk '{path_shown}'")))?;
-            }
-        }
-    }
     Ok(())
 }
 
-/// The best clock that this host can give to such a machine.
-async fn clock(config: &MachineConfig) -> Clock {
-    match config.accelerator {
-        Accelerator::Kvm => Clock::Kvm,
-        Accelerator::Tcg => tsc::frequency_khz().await.map_or(Clock::Pit, Clock::Tsc),
+/// The best clock that this host can give to such a machine, once it is known.
+enum ClockChoice {
+    Known(Clock),
+    Measured(tsc::Measurement),
+}
+
+impl ClockChoice {
+    fn begin(config: &MachineConfig) -> Self {
+        match config.accelerator {
+            Accelerator::Kvm => Self::Known(Clock::Kvm),
+            Accelerator::Tcg => {
+                tsc::Measurement::begin().map_or(Self::Known(Clock::Pit), Self::Measured)
+            }
+        }
+    }
+
+    fn end(self) -> Clock {
+        match self {
+            Self::Known(clock) => clock,
+            Self::Measured(measurement) => measurement.end().map_or(Clock::Pit, Clock::Tsc),
+        }
     }
 }
 
 /// That a file starts as ELF does (class 64, little-endian); QEMU has misleading words for
 /// what does not.
-fn is_vmlinux(path: &Path) -> bool {
+fn is_vmlinux(file: &File) -> bool {
     let mut head = [0; 6];
-    std::fs::File::open(path)
-        .and_then(|mut file| io::Read::read_exact(&mut file, &mut head))
+    file.read_exact_at(&mut head, 0)
         .is_ok_and(|()| head == *b"\x7fELF\x02\x01")
 }
 
-/// That a file opens, and its length.
-fn readable(path: &Path) -> io::Result<u64> {
-    let metadata = std::fs::File::open(path)?.metadata()?;
-    if metadata.is_file() {
-        Ok(metadata.len())
-    } else {
-        Err(io::Error::other("not a regular file"))
-    }
+/// For each disk what joins its files, where there are several.
+fn joints(config: &MachineConfig, files: &MachineFiles) -> Result<Vec<Option<File>>, BootError> {
+    let joint = |(disk, files): (&Disk, &DiskFiles)| match (disk, files) {
+        (Disk::Layers { files: layers }, DiskFiles::Layers(files)) if files.len() > 1 => {
+            let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+            let text = vmdk::descriptor(layers, &numbers)
+                .map_err(|error| BootError::InvalidConfig(error.to_string()))?;
+            read_only_memory(&text)
+                .map(Some)
+                .map_err(io_error("write down the VM's layers"))
+        }
+        _ => Ok(None),
+    };
+    config.disks.iter().zip(&files.disks).map(joint).collect()
 }
 
-/// The descriptor file of the layers' disk. Removed when dropped.
-struct LayersFile(Option<PathBuf>);
-
-impl LayersFile {
-    /// Writes it where it is needed: for one layer QEMU opens that one.
-    fn write(config: &MachineConfig) -> Result<Self, BootError> {
-        let files = config.disks.iter().find_map(|disk| match disk {
-            Disk::Layers { files } if files.len() > 1 => Some(files),
-            _ => None,
-        });
-        let Some(files) = files else {
-            return Ok(Self(None));
-        };
-        let text =
-            vmdk::descriptor(files).map_err(|error| BootError::InvalidConfig(error.to_string()))?;
-        let path = config.runtime_dir.join("layers.vmdk");
-        let file = Self(Some(path.clone()));
-        std::fs::write(&path, text).map_err(io_error(format!("write '{}'", path.display())))?;
-        Ok(file)
-    }
-
-    fn path(&self) -> Option<&Path> {
-        self.0.as_deref()
-    }
+/// A file without a name, to be read: QEMU refuses a descriptor that allows more than it
+/// needs.
+fn read_only_memory(text: &str) -> io::Result<File> {
+    let file = rustix::fs::memfd_create(c"layers", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let file = File::from(file);
+    file.write_all_at(text.as_bytes(), 0)?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-impl Drop for LayersFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(error) = std::fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a file");
+fn disk_descriptors(disk: &DiskFiles, joint: Option<&File>) -> DiskDescriptors {
+    match (disk, joint) {
+        (DiskFiles::Scratch(file), _) => DiskDescriptors::Scratch(file.as_raw_fd()),
+        (DiskFiles::Layers(files), Some(joint)) => DiskDescriptors::Layers {
+            joint: joint.as_raw_fd(),
+            files: files.iter().map(AsRawFd::as_raw_fd).collect(),
+        },
+        // `MachineFiles` has at least one.
+        (DiskFiles::Layers(files), None) => {
+            DiskDescriptors::Layer(files.first().map_or(-1, AsRawFd::as_raw_fd))
         }
     }
 }
@@ -329,7 +330,7 @@ fn blocking(stream: UnixStream) -> io::Result<OwnedFd> {
 fn spawn(
     binary: &Path,
     arguments: &[std::ffi::OsString],
-    descriptors: Descriptors,
+    inherited: Vec<RawFd>,
 ) -> Result<Child, BootError> {
     let parent = rustix::process::getpid();
     let mut command = Command::new(binary);
@@ -350,13 +351,7 @@ fn spawn(
             if rustix::process::getppid() != Some(parent) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            keep(descriptors.transport)?;
-            keep(descriptors.monitor)?;
-            keep(descriptors.last_words)?;
-            for tap in &descriptors.taps {
-                keep(*tap)?;
-            }
-            Ok(())
+            inherited.iter().copied().try_for_each(keep)
         });
     }
     command.spawn().map_err(|source| match source.kind() {

@@ -5,7 +5,7 @@
 //! and a microvm has nothing else to fall back on: the guest hangs for good in its first
 //! second. So it is told the frequency (`tsc_early_khz=`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -15,14 +15,30 @@ const INTERVAL: Duration = Duration::from_millis(5);
 /// Attempts to read both clocks without being interrupted in between.
 const ATTEMPTS: usize = 32;
 
-/// The frequency in kHz; `None` where the counter does not run evenly, or is not x86's.
-pub(crate) async fn frequency_khz() -> Option<u64> {
-    if !is_constant(&std::fs::read_to_string("/proc/cpuinfo").ok()?) {
-        return None;
+/// A measurement that has begun. What is done before it is ended costs no time.
+#[derive(Debug)]
+pub(crate) struct Measurement {
+    first: Sample,
+    begun: Instant,
+}
+
+impl Measurement {
+    /// Begins; `None` where the counter does not run evenly, or is not x86's.
+    pub(crate) fn begin() -> Option<Self> {
+        if !is_constant(&std::fs::read_to_string("/proc/cpuinfo").ok()?) {
+            return None;
+        }
+        Some(Self {
+            first: sample()?,
+            begun: Instant::now(),
+        })
     }
-    let first = sample()?;
-    tokio::time::sleep(INTERVAL).await;
-    khz(first, sample()?)
+
+    /// Waits for what is left of the interval. The frequency in kHz.
+    pub(crate) fn end(self) -> Option<u64> {
+        std::thread::sleep(INTERVAL.saturating_sub(self.begun.elapsed()));
+        khz(self.first, sample()?)
+    }
 }
 
 /// Both clocks at one instant.
@@ -90,9 +106,10 @@ mod tests {
         assert!(!is_constant("x: y\nflags\t: fpu tsc constant_tsc_not\n"));
     }
 
-    #[tokio::test]
-    async fn two_measurements_agree() {
-        let (Some(first), Some(second)) = (frequency_khz().await, frequency_khz().await) else {
+    #[test]
+    fn two_measurements_agree() {
+        let measure = || Measurement::begin().and_then(Measurement::end);
+        let (Some(first), Some(second)) = (measure(), measure()) else {
             return;
         };
         assert!(first.abs_diff(second) < first / 1000, "{first} {second}");

@@ -9,14 +9,14 @@
 //! as white space).
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::os::fd::RawFd;
 
 use bulkhead_machine::LayerFile;
 
+use crate::command::fdset;
+
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
-/// Longest name that QEMU's parser takes, bytes.
-const MAX_NAME: usize = 511;
 
 /// A layer cannot be part of the disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,53 +29,36 @@ pub(crate) enum VmdkError {
         /// Its length.
         bytes: u64,
     },
-    /// Its name cannot be written down.
-    #[error(
-        "the layer's path '{0}' cannot be used in a VM: it must be absolute, UTF-8, at most \
-         511 bytes, without quotation marks and control characters"
-    )]
-    Name(String),
     /// All of them together are too large to count.
     #[error("the layers are too large")]
     Overflow,
 }
 
-/// The descriptor of a disk that consists of `files`.
-pub(crate) fn descriptor(files: &[LayerFile]) -> Result<String, VmdkError> {
+/// The descriptor of a disk that consists of `files`, which QEMU has as these descriptors.
+pub(crate) fn descriptor(files: &[LayerFile], descriptors: &[RawFd]) -> Result<String, VmdkError> {
     // No blank line before the first extent: QEMU's parser skips it and takes that extent twice.
     let mut text = String::from(
         "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
          createType=\"twoGbMaxExtentFlat\"\n# Extents\n",
     );
     let mut sectors = 0_u64;
-    for file in files {
-        let name = name(&file.path)?;
+    for (file, descriptor) in files.iter().zip(descriptors) {
         if file.bytes == 0 || file.bytes % SECTOR != 0 {
             return Err(VmdkError::Length {
-                path: name.to_owned(),
+                path: file.path.display().to_string(),
                 bytes: file.bytes,
             });
         }
         let length = file.bytes / SECTOR;
         sectors = sectors.checked_add(length).ok_or(VmdkError::Overflow)?;
         // Writing to a String has no way to fail.
-        let _ = writeln!(text, "RW {length} FLAT \"{name}\" 0");
+        let _ = writeln!(text, "RW {length} FLAT \"{}\" 0", fdset(*descriptor));
     }
     if sectors > i64::MAX.unsigned_abs() / SECTOR {
         return Err(VmdkError::Overflow);
     }
     text.push_str("# Disk data base\nddb.adapterType = \"ide\"\n");
     Ok(text)
-}
-
-fn name(path: &Path) -> Result<&str, VmdkError> {
-    path.to_str()
-        .filter(|name| {
-            path.is_absolute()
-                && name.len() <= MAX_NAME
-                && !name.contains(|c: char| c == '"' || c.is_control())
-        })
-        .ok_or_else(|| VmdkError::Name(path.display().to_string()))
 }
 
 #[cfg(test)]
@@ -91,27 +74,22 @@ mod tests {
 
     #[test]
     fn one_line_a_file() {
-        let text = descriptor(&[layer("/a b/1", 4096), layer("/2", 512)]).unwrap();
-        assert!(!text.contains("\n\nRW"));
+        let text = descriptor(&[layer("/a b/1", 4096), layer("/2", 512)], &[7, 8]).unwrap();
         assert!(!text.contains("\n\n"));
-        assert!(text.contains("\nRW 8 FLAT \"/a b/1\" 0\nRW 1 FLAT \"/2\" 0\n"));
+        assert!(text.contains("\nRW 8 FLAT \"/dev/fdset/7\" 0\nRW 1 FLAT \"/dev/fdset/8\" 0\n"));
     }
 
     #[test]
     fn what_cannot_be_written_down_is_refused() {
-        for bad in [
-            layer("relative", 512),
-            layer("/quo\"te", 512),
-            layer("/line\nRW 1 FLAT \"/etc/shadow\" 0", 512),
-            layer(&format!("/{}", "x".repeat(600)), 512),
-            layer("/empty", 0),
-            layer("/odd", 513),
-        ] {
-            assert!(descriptor(std::slice::from_ref(&bad)).is_err(), "{bad:?}");
+        for bad in [layer("/empty", 0), layer("/odd", 513)] {
+            assert!(
+                descriptor(std::slice::from_ref(&bad), &[7]).is_err(),
+                "{bad:?}"
+            );
         }
         let huge = layer("/huge", u64::MAX / 512 * 512);
         assert_eq!(
-            descriptor(&[huge.clone(), huge.clone(), huge]),
+            descriptor(&[huge.clone(), huge.clone(), huge], &[7, 8, 9]),
             Err(VmdkError::Overflow)
         );
     }

@@ -1,10 +1,8 @@
 //! What an engine is, inside the worker.
 
-use std::os::fd::OwnedFd;
-
 use async_trait::async_trait;
 
-use crate::{MachineConfig, MachineExit};
+use crate::{MachineConfig, MachineExit, MachineFiles};
 
 /// What machines of an engine can do; callers decide by this and never by a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,23 +63,36 @@ pub enum MachineError {
 
 /// Boots machines. Lives in a worker process of its own, so whatever it is killed with
 /// takes one machine along and no other.
-#[async_trait]
 pub trait Engine: Send + Sync {
     /// What its machines can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Boots a machine; returns when its CPUs run, long before the guest has started up.
-    /// `transport` is a stream socket; its other end is with whoever talks to the agent.
-    /// `taps` are the tap devices of the configuration's network cards, in their order.
+    /// Does what cannot be done any more once the worker is in its jail, and that is all: no
+    /// instruction of the guest's has run when it returns, and nothing that depends on a guest
+    /// was looked at. May block for some milliseconds; called on the thread, and within the
+    /// runtime, on which the machine is booted.
+    ///
+    /// Everything that the machine consists of is in `files`; the paths in `config` are there
+    /// to be shown.
     ///
     /// # Errors
     /// See [`BootError`].
-    async fn boot(
+    fn prepare(
         &self,
         config: &MachineConfig,
-        transport: OwnedFd,
-        taps: Vec<OwnedFd>,
-    ) -> Result<Box<dyn Machine>, BootError>;
+        files: MachineFiles,
+    ) -> Result<Box<dyn PreparedMachine>, BootError>;
+}
+
+/// A machine that needs nothing more of the host. Dropping it releases it.
+#[async_trait]
+pub trait PreparedMachine: Send {
+    /// Boots it; returns when its CPUs run, long before the guest has started up. The worker
+    /// is in its jail: no file can be opened, and there are no rights.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, BootError>;
 }
 
 /// A machine whose CPUs have begun to run. Dropping it kills it.

@@ -10,11 +10,13 @@ mod choice;
 mod config;
 mod engine;
 mod exit;
+mod files;
 pub mod worker;
 
 pub use choice::{ChoiceError, EngineChoice, HostFacts, choose, find_qemu};
 pub use config::{
     Accelerator, Console, Disk, EngineKind, LayerFile, MAX_LAYERS, MAX_NICS, MachineConfig, Nic,
 };
-pub use engine::{BootError, Capabilities, Engine, Machine, MachineError};
+pub use engine::{BootError, Capabilities, Engine, Machine, MachineError, PreparedMachine};
 pub use exit::{ExitReason, MachineExit};
+pub use files::{DiskFiles, FileRole, FilesError, MachineFiles};

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{ExitReason, MachineConfig, MachineExit};
+use crate::{ExitReason, FilesError, MachineConfig, MachineExit, MachineFiles};
 use protocol::{Event, MAX_LINE, Request, Verb};
 
 /// Most bytes of the worker's last words that are kept.
@@ -43,6 +43,9 @@ pub enum WorkerError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file of the machine cannot be used.
+    #[error("the VM cannot start")]
+    Files(#[from] FilesError),
     /// There is no machine any more.
     #[error("the VM has ended: {}", .0.detail)]
     Ended(MachineExit),
@@ -77,12 +80,14 @@ enum State {
 
 impl Worker {
     /// Starts the worker binary `vmwp` with a machine to boot, whose network cards are these
-    /// tap devices, in the configuration's order. Returns at once with the host's end of the transport to the agent; whether the machine comes up shows by the
-    /// agent's first bytes, or by [`Worker::wait`].
+    /// tap devices, in the configuration's order. Opens the machine's files and hands them
+    /// over. Returns at once with the host's end of the transport to the agent; whether the
+    /// machine comes up shows by the agent's first bytes, or by [`Worker::wait`].
     ///
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
+    /// [`WorkerError::Files`] when a file of the machine cannot be used,
     /// [`WorkerError::Spawn`] when the binary does not start, [`WorkerError::Io`].
     pub async fn spawn(
         vmwp: &Path,
@@ -90,17 +95,17 @@ impl Worker {
         taps: Vec<OwnedFd>,
     ) -> Result<(Self, UnixStream), WorkerError> {
         let (control, worker_control) = UnixStream::pair().map_err(io_error("make a socket"))?;
-        protocol::send_taps(&control, &taps)
-            .map_err(io_error("hand over the VM's network cards"))?;
-        // They are the worker's alone from now on, and go with it.
-        drop(taps);
         let (transport, worker_transport) =
             UnixStream::pair().map_err(io_error("make a socket"))?;
+        let files = MachineFiles::open(config, blocking(worker_transport)?, taps)?;
+        // They are the worker's alone from now on, and go with it.
+        let first = protocol::send_files(&control, config, files)
+            .map_err(io_error("hand over the VM's files"))?;
         let mut child = Command::new(vmwp)
             .arg("--id")
             .arg(&config.id)
             .stdin(blocking(worker_control)?)
-            .stdout(blocking(worker_transport)?)
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|source| WorkerError::Spawn {
@@ -135,9 +140,6 @@ impl Worker {
             state,
         };
         // From here on dropping `worker` kills the process and the task reaps it.
-        let mut first = serde_json::to_vec(config)
-            .map_err(|error| io_error("encode the VM's configuration")(error.into()))?;
-        first.push(b'\n');
         tokio::spawn(write_requests(writer, first, queue));
         tokio::spawn(follow(
             events,

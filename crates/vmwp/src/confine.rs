@@ -1,28 +1,16 @@
 //! What the worker takes from its parent and what it gives up, before it does anything else.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::process::{Resource, Rlimit};
 
-/// What the worker was started with.
-pub(crate) struct Sockets {
-    /// To the supervisor.
-    pub(crate) control: UnixStream,
-    /// To whoever talks to the agent.
-    pub(crate) transport: OwnedFd,
-    /// The tap devices of the machine's network cards.
-    pub(crate) taps: Vec<OwnedFd>,
-}
-
-/// Takes the sockets off the standard descriptors, puts `/dev/null` there, and closes
-/// whatever else was inherited.
-pub(crate) fn take_sockets() -> io::Result<Sockets> {
-    for descriptor in [rustix::stdio::stdin(), rustix::stdio::stdout()] {
-        // Fails with ENOTSOCK on anything else.
-        rustix::net::sockopt::socket_type(descriptor)?;
-    }
+/// Takes the socket to the supervisor off the standard input, puts `/dev/null` there, and
+/// closes whatever else was inherited.
+pub(crate) fn take_control() -> io::Result<UnixStream> {
+    // Fails with ENOTSOCK on anything else.
+    rustix::net::sockopt::socket_type(rustix::stdio::stdin())?;
     // SAFETY: nothing in this process has opened a descriptor yet, so whatever is open from
     // 3 on was inherited and has no owner here.
     let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
@@ -30,22 +18,13 @@ pub(crate) fn take_sockets() -> io::Result<Sockets> {
         return Err(io::Error::last_os_error());
     }
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    let transport = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/null")?;
     rustix::stdio::dup2_stdin(null.as_fd())?;
     rustix::stdio::dup2_stdout(null.as_fd())?;
-    // The supervisor has sent them before it started us.
-    let taps = bulkhead_machine::worker::protocol::receive_taps(&control)?;
-    let control = UnixStream::from(control);
-    control.set_nonblocking(true)?;
-    Ok(Sockets {
-        control,
-        transport,
-        taps,
-    })
+    Ok(UnixStream::from(control))
 }
 
 /// Gives up what neither the worker nor an engine needs: new privileges, core dumps (they

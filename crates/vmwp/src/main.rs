@@ -1,24 +1,27 @@
 //! The worker process of one VM.
 //!
-//! Started by the supervisor with its control socket, the transport to the agent and a pipe
-//! for its last words as descriptors 0, 1 and 2 (see `bulkhead_machine::worker`). It boots
-//! one machine, serves requests about it, says how it ended, and ends. It ends too when the
+//! Started by the supervisor with its control socket and a pipe for its last words as
+//! descriptors 0 and 2 (see `bulkhead_machine::worker`). It boots one machine, serves requests about it, says how it ended, and ends. It ends too when the
 //! control socket closes, so that no machine outlives its supervisor. Single-threaded: an
 //! engine's child process dies with the thread that started it.
 
 mod confine;
 mod serve;
 
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
+use bulkhead_machine::worker::protocol::receive_files;
 use tracing_subscriber::EnvFilter;
 
+use serve::ServeError;
+
 const USAGE: &str = "vmwp is the worker of one VM and is started by containerd-shim-bulkhead-v2, \
-                     with sockets as its standard input and output";
+                     with a socket as its standard input";
 
 fn main() -> ExitCode {
-    let sockets = match confine::take_sockets() {
-        Ok(sockets) => sockets,
+    let control = match confine::take_control() {
+        Ok(control) => control,
         Err(error) => {
             eprintln!("{USAGE}: {error}");
             return ExitCode::from(2);
@@ -30,25 +33,26 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    if let Err(error) = confine::confine() {
-        eprintln!("vmwp cannot confine itself: {error}");
-        return ExitCode::FAILURE;
-    }
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("vmwp cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(serve::serve(sockets)) {
+    match run(control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vmwp: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// From the supervisor's first message to the end.
+fn run(control: UnixStream) -> Result<(), ServeError> {
+    let (config, files) = receive_files(&control)?;
+    control.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let prepared = {
+        let _within = runtime.enter();
+        serve::prepare(&config, files)
+    };
+    confine::confine().map_err(ServeError::Confine)?;
+    runtime.block_on(serve::serve(control, prepared))
 }

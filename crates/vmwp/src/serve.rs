@@ -1,18 +1,16 @@
 //! The worker's side of `bulkhead_machine::worker::protocol`.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use bulkhead_engine_qemu::QemuEngine;
 use bulkhead_machine::worker::protocol::{Event, MAX_LINE, Request, Verb};
 use bulkhead_machine::{
-    BootError, Engine, EngineKind, ExitReason, Machine, MachineConfig, MachineExit,
+    BootError, Engine, EngineKind, ExitReason, Machine, MachineConfig, MachineExit, MachineFiles,
+    PreparedMachine,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-
-use crate::confine::Sockets;
 
 /// The conversation with the supervisor broke.
 #[derive(Debug, thiserror::Error)]
@@ -20,20 +18,37 @@ pub(crate) enum ServeError {
     /// The socket said no.
     #[error("the control socket failed: {0}")]
     Control(#[from] io::Error),
+    /// The worker cannot give up its rights.
+    #[error("cannot confine the worker: {0}")]
+    Confine(io::Error),
     /// A line was not what it should be.
     #[error("the supervisor broke the protocol: {0}")]
     Protocol(String),
 }
 
-/// Boots the machine that the supervisor describes and serves it to its end.
-pub(crate) async fn serve(sockets: Sockets) -> Result<(), ServeError> {
-    let (reader, mut writer) = UnixStream::from_std(sockets.control)?.into_split();
+/// What the engine does before the worker is confined.
+pub(crate) fn prepare(
+    config: &MachineConfig,
+    files: MachineFiles,
+) -> Result<Box<dyn PreparedMachine>, BootError> {
+    match config.engine {
+        EngineKind::Qemu => QemuEngine::find()?.prepare(config, files),
+        EngineKind::Kvm => Err(BootError::Unavailable(
+            "the VM engine 'kvm' is not part of this build".to_owned(),
+        )),
+    }
+}
+
+/// Boots the machine and serves it to its end.
+pub(crate) async fn serve(
+    control: std::os::unix::net::UnixStream,
+    prepared: Result<Box<dyn PreparedMachine>, BootError>,
+) -> Result<(), ServeError> {
+    let (reader, mut writer) = UnixStream::from_std(control)?.into_split();
     let mut reader = BufReader::new(reader);
-    let Some(config) = read_line::<MachineConfig>(&mut reader).await? else {
-        return Ok(());
-    };
+    let boot = async { prepared?.boot().await };
     let booted = tokio::select! {
-        booted = boot(&config, sockets.transport, sockets.taps) => booted,
+        booted = boot => booted,
         // No request is legal before the machine runs, but a kill is, and the supervisor's
         // end. Dropping the half-booted machine releases it.
         request = read_line::<Request>(&mut reader) => {
@@ -60,19 +75,6 @@ pub(crate) async fn serve(sockets: Sockets) -> Result<(), ServeError> {
         tell(&mut writer, &Event::Exited(exit)).await?;
     }
     Ok(())
-}
-
-async fn boot(
-    config: &MachineConfig,
-    transport: OwnedFd,
-    taps: Vec<OwnedFd>,
-) -> Result<Box<dyn Machine>, BootError> {
-    match config.engine {
-        EngineKind::Qemu => QemuEngine::find()?.boot(config, transport, taps).await,
-        EngineKind::Kvm => Err(BootError::Unavailable(
-            "the VM engine 'kvm' is not part of this build".to_owned(),
-        )),
-    }
 }
 
 /// Serves requests until the machine has ended; `None` when nobody is left to be told.

@@ -5,8 +5,9 @@ mod common;
 
 use std::os::unix::fs::MetadataExt;
 
+use bulkhead_machine::worker::protocol::send_files;
 use bulkhead_machine::worker::{Worker, WorkerError};
-use bulkhead_machine::{Disk, ExitReason, LayerFile, MAX_LAYERS};
+use bulkhead_machine::{Disk, ExitReason, LayerFile, MAX_LAYERS, MachineFiles};
 use common::{Guest, Place, children, comm, gone, vmwp};
 
 type Config = bulkhead_machine::MachineConfig;
@@ -174,7 +175,6 @@ async fn whoever_is_killed_takes_the_others_along() {
     gone(qemu).await;
 }
 
-#[ignore = "speaks to the worker without the descriptors that it takes now"]
 #[tokio::test]
 async fn a_supervisor_that_vanishes_takes_the_machine_along() {
     use std::io::{BufRead, BufReader, Write};
@@ -184,15 +184,15 @@ async fn a_supervisor_that_vanishes_takes_the_machine_along() {
     let Some(place) = Place::new() else { return };
     let (control, worker_control) = UnixStream::pair().unwrap();
     let (_port, worker_port) = UnixStream::pair().unwrap();
+    let config = place.config(Vec::new());
+    let files = MachineFiles::open(&config, worker_port.into(), Vec::new()).unwrap();
+    let body = send_files(&control, &config, files).unwrap();
+    (&control).write_all(&body).unwrap();
     let mut worker = std::process::Command::new(vmwp())
         .args(["--id", "x"])
         .stdin(OwnedFd::from(worker_control))
-        .stdout(OwnedFd::from(worker_port))
         .spawn()
         .unwrap();
-    let mut line = serde_json::to_vec(&place.config(Vec::new())).unwrap();
-    line.push(b'\n');
-    (&control).write_all(&line).unwrap();
     let mut running = String::new();
     BufReader::new(&control).read_line(&mut running).unwrap();
     assert!(running.contains("running"), "{running}");
@@ -208,11 +208,12 @@ async fn what_cannot_boot_says_why() {
     let Some(place) = Place::new() else { return };
     let text = place.path("text");
     std::fs::write(&text, "not a kernel").unwrap();
-    let layers = |bytes| Disk::Layers {
-        files: vec![LayerFile {
-            path: place.path("text"),
-            bytes,
-        }],
+    let odd = LayerFile {
+        path: text.clone(),
+        bytes: 12,
+    };
+    let layers = Disk::Layers {
+        files: vec![odd.clone(), odd],
     };
     let change = |change: &dyn Fn(&mut Config)| {
         let mut config = place.config(Vec::new());
@@ -220,26 +221,12 @@ async fn what_cannot_boot_says_why() {
         config
     };
     for (config, words) in [
-        (
-            change(&|config| config.kernel = "/no/kernel".into()),
-            "/no/kernel",
-        ),
         (change(&|config| config.kernel = text.clone()), "text"),
         (change(&|config| config.memory_bytes = 8 << 20), "8 MiB"),
         (change(&|config| config.memory_bytes = 1 << 60), "memory"),
         (change(&|config| config.vcpus = 0), "not 0"),
         (change(&|config| config.vcpus = 10_000), "10000"),
-        (place.config(vec![layers(4096)]), "has 12 bytes"),
-        (
-            place.config(vec![Disk::Layers { files: Vec::new() }]),
-            "layers",
-        ),
-        (
-            place.config(vec![Disk::Scratch {
-                path: "/no/disk".into(),
-            }]),
-            "/no/disk",
-        ),
+        (place.config(vec![layers]), "multiple of 512"),
     ] {
         let (worker, _port) = Worker::spawn(vmwp(), &config, Vec::new()).await.unwrap();
         let exit = worker.wait().await;
@@ -248,6 +235,11 @@ async fn what_cannot_boot_says_why() {
         eprintln!("{}", exit.detail);
         nothing_left(&place);
     }
+    let config = change(&|config| config.kernel = "/no/kernel".into());
+    let error = Worker::spawn(vmwp(), &config, Vec::new())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, WorkerError::Files(_)), "{error:?}");
     let error = Worker::spawn(&text, &place.config(Vec::new()), Vec::new())
         .await
         .unwrap_err();

@@ -1,8 +1,8 @@
 //! Agents that are not ours: what a guest may send instead, the host survives, says so, and
 //! keeps nothing.
 //!
-//! The worker is this test binary, executed again behind a script that moves the transport
-//! out of the way of the test harness's own output.
+//! The worker is this test binary, executed again behind a script that moves the socket to
+//! the supervisor out of the test harness's way.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -21,17 +21,18 @@ use crate::harness::{Host, TestBox, host};
 
 /// Which misbehaviour the worker is to show.
 const MODE: &str = "VMTEST_AGENT";
-/// The descriptor that the script leaves the transport on.
-const TRANSPORT: i32 = 3;
+/// The descriptor that the script leaves the socket to the supervisor on.
+const CONTROL: i32 = 3;
 
 #[tokio::test]
 async fn agent() {
     let Ok(mode) = std::env::var(MODE) else {
         return;
     };
-    // SAFETY: the script has put the transport there for us.
-    let transport = unsafe { OwnedFd::from_raw_fd(TRANSPORT) };
-    let transport = std::os::unix::net::UnixStream::from(transport);
+    // SAFETY: the script has put the socket there for us.
+    let control = unsafe { OwnedFd::from_raw_fd(CONTROL) };
+    let (_, files) = bulkhead_machine::worker::protocol::receive_files(&control).unwrap();
+    let transport = std::os::unix::net::UnixStream::from(files.transport);
     transport.set_nonblocking(true).unwrap();
     let mut transport = UnixStream::from_std(transport).unwrap();
     if mode == "mute" {
@@ -115,7 +116,7 @@ fn test_box(host: &Host, mode: &str) -> TestBox {
     let script = request.directory.path().join("vmwp");
     let executable = std::env::current_exe().unwrap();
     let text = format!(
-        "#!/bin/sh\nexport {MODE}={mode} ID=\"$2\"\nexec 3<&1 1>/dev/null 2>&1\n\
+        "#!/bin/sh\nexport {MODE}={mode} ID=\"$2\"\nexec 3<&0 0</dev/null 1>/dev/null 2>&1\n\
          exec {} --exact hostile::agent\n",
         executable.display()
     );
