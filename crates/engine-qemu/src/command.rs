@@ -5,7 +5,9 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use bulkhead_machine::{Accelerator, Console, MachineConfig};
+use bulkhead_machine::{
+    Accelerator, Console, MachineConfig, QUICK_WORDS, QUIET_WORDS, RESET_ON_PANIC, TALKATIVE_WORD,
+};
 use serde_json::json;
 
 /// Memory is handed out in these units, bytes: a large page.
@@ -80,8 +82,7 @@ pub(crate) enum Clock {
 
 /// The guest kernel's command line.
 pub(crate) fn kernel_command_line(config: &MachineConfig, clock: Clock) -> String {
-    // A panic resets the machine at once, and a machine that resets has ended.
-    let mut words = vec!["panic=-1"];
+    let mut words = vec![RESET_ON_PANIC];
     words.extend(QUICK_WORDS);
     match config.accelerator {
         Accelerator::Tcg => words.extend(SOFTWARE_WORDS),
@@ -98,28 +99,12 @@ pub(crate) fn kernel_command_line(config: &MachineConfig, clock: Clock) -> Strin
     }
     words.extend(frequencies.iter().map(String::as_str));
     match config.console {
-        // Until the virtio console is there, what the kernel has to say goes to a serial port:
-        // a panic on the way has words too. The port's real driver is spared.
-        Console::Quiet => words.extend([
-            "quiet",
-            "earlyprintk=serial,ttyS0,115200",
-            "8250.nr_uarts=0",
-            "console=hvc0",
-        ]),
-        Console::File { .. } => words.push("console=ttyS0"),
+        Console::Quiet => words.extend(QUIET_WORDS),
+        Console::File { .. } => words.push(TALKATIVE_WORD),
     }
     words.extend(config.cmdline_extra.iter().map(String::as_str));
     words.join(" ")
 }
-
-/// What spares a distribution's kernel work that a guest has no use for: waiting for grace
-/// periods, testing its ciphers, the certificates that would vouch for modules (the
-/// initramfs is as trustworthy as the kernel), a random source beside the CPU's and virtio's.
-const QUICK_WORDS: [&str; 3] = [
-    "rcupdate.rcu_expedited=1",
-    "cryptomgr.notests",
-    "initcall_blacklist=load_system_certificate_list,jent_mod_init",
-];
 
 /// What only helps where a CPU is emulated: nothing speculates there, so there is nothing
 /// to mitigate.

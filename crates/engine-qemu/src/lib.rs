@@ -64,6 +64,7 @@ impl Engine for QemuEngine {
             shared_directories: false,
             max_vcpus: MAX_VCPUS,
             max_nics: MAX_NICS,
+            min_memory: command::MIN_MEMORY,
         }
     }
 

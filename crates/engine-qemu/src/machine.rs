@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bulkhead_machine::{
     Accelerator, BootError, Capabilities, Disk, DiskFiles, ExitReason, Machine, MachineConfig,
-    MachineError, MachineExit, MachineFiles, PreparedMachine,
+    MachineError, MachineExit, MachineFiles, PreparedMachine, Tail,
 };
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -21,13 +21,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::command::{self, Clock, Descriptors, DiskDescriptors};
 use crate::qmp::{self, Client, Event};
-use crate::tail::Tail;
+use crate::tail;
 use crate::{tsc, vmdk};
 
 /// The name in messages.
 const ENGINE: &str = "QEMU";
-/// Most characters of a foreign message that go into a text of ours.
-const QUOTED: usize = 600;
 
 fn io_error(context: impl Into<String>) -> impl FnOnce(io::Error) -> BootError {
     let context = context.into();
@@ -41,7 +39,7 @@ pub(crate) fn prepare(
     files: MachineFiles,
     capabilities: Capabilities,
 ) -> Result<PreparedQemu, BootError> {
-    check(config, capabilities)?;
+    capabilities.check(config)?;
     let clock = ClockChoice::begin(config);
     if !is_vmlinux(&files.kernel) {
         return Err(BootError::InvalidConfig(format!(
@@ -105,12 +103,12 @@ async fn boot(prepared: PreparedQemu) -> Result<QemuMachine, BootError> {
     let complaints = Tail::default();
     let complaining = child.stderr.take().map(|stderr| {
         let complaints = complaints.clone();
-        tokio::spawn(async move { complaints.read(stderr).await })
+        tokio::spawn(async move { tail::read(&complaints, stderr).await })
     });
     let console = Tail::default();
     let talking = tokio::spawn({
         let console = console.clone();
-        async move { console.read(words).await }
+        async move { tail::read(&console, words).await }
     });
 
     // QEMU greets when it has opened every file and built the machine. When it does not, it
@@ -222,32 +220,6 @@ async fn end(child: &mut Child, killed: &Killed) -> io::Result<ExitStatus> {
     // As above: it may have ended by itself.
     let _ = child.start_kill();
     child.wait().await
-}
-
-fn check(config: &MachineConfig, capabilities: Capabilities) -> Result<(), BootError> {
-    let invalid = |message: String| Err(BootError::InvalidConfig(message));
-    if config.vcpus == 0 || config.vcpus > capabilities.max_vcpus {
-        return invalid(format!(
-            "a VM has 1 to {} CPUs, not {}",
-            capabilities.max_vcpus, config.vcpus
-        ));
-    }
-    if config.memory_bytes < command::MIN_MEMORY {
-        return invalid(format!(
-            "a VM with {} MiB of memory cannot boot: it needs at least {} MiB, its kernel's \
-             part included",
-            config.memory_bytes >> 20,
-            command::MIN_MEMORY >> 20
-        ));
-    }
-    if config.nics.len() > capabilities.max_nics {
-        return invalid(format!(
-            "a VM has at most {} network cards, not {}",
-            capabilities.max_nics,
-            config.nics.len()
-        ));
-    }
-    Ok(())
 }
 
 /// The best clock that this host can give to such a machine, once it is known.
@@ -387,51 +359,13 @@ fn refusal(complaints: &Tail, status: Option<ExitStatus>, error: &io::Error) -> 
     }
 }
 
-/// The last lines of what was said on a stream, in one line.
+/// What QEMU has said, in one line.
 fn said(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
         .map(|line| line.trim().trim_start_matches("qemu-system-x86_64: "))
-        .filter(|line| !line.is_empty())
         .collect();
-    let joined = lines.join("; ");
-    let surplus = joined.chars().count().saturating_sub(QUOTED);
-    joined.chars().skip(surplus).collect()
-}
-
-/// What the guest's kernel said when it panicked.
-fn panic_message(console: &str) -> Option<&str> {
-    console
-        .lines()
-        .filter_map(|line| line.split_once("Kernel panic - ").map(|(_, rest)| rest))
-        .next_back()
-        .map(str::trim)
-}
-
-/// What led to a panic that was no decision of the kernel's: the fault and where it was.
-fn panic_cause(console: &str) -> String {
-    /// Words with which the kernel begins to report a fault, `arch/x86/kernel/traps.c` and
-    /// `arch/x86/mm/fault.c`, and the place that it tells after.
-    const SIGNS: [&str; 5] = [
-        "BUG: ",
-        "Oops: ",
-        "general protection fault",
-        "kernel BUG",
-        "RIP: ",
-    ];
-    let facts: Vec<&str> = console
-        .lines()
-        .filter_map(|line| {
-            let at = SIGNS.iter().filter_map(|sign| line.find(sign)).min()?;
-            line.get(at..).map(str::trim)
-        })
-        .take(SIGNS.len())
-        .collect();
-    if facts.is_empty() {
-        return String::new();
-    }
-    let facts: String = facts.join("; ").chars().take(QUOTED).collect();
-    format!(" ({facts})")
+    bulkhead_machine::last_lines(&lines.join("\n"))
 }
 
 fn classify(
@@ -447,23 +381,7 @@ fn classify(
         Some("guest-shutdown") => {
             MachineExit::new(ExitReason::PoweredOff, "the guest powered itself off")
         }
-        Some("guest-reset" | "guest-panic") => MachineExit::new(
-            ExitReason::GuestPanic,
-            match panic_message(console) {
-                Some(message) => {
-                    tracing::warn!(console, "the guest's kernel panicked");
-                    let message: String = message.chars().take(QUOTED).collect();
-                    let cause = panic_cause(console);
-                    format!("the guest's kernel panicked: {message}{cause}")
-                }
-                None => match said(console) {
-                    words if words.is_empty() => {
-                        "the guest's kernel reset itself without a word".to_owned()
-                    }
-                    words => format!("the guest's kernel reset itself; its last words: {words}"),
-                },
-            },
-        ),
+        Some("guest-reset" | "guest-panic") => bulkhead_machine::guest_reset(console),
         _ if killed => MachineExit::new(ExitReason::Killed, "the VM was killed"),
         _ => match (signal, status) {
             (Some(signal), _) => MachineExit::new(
@@ -508,28 +426,5 @@ mod tests {
         assert_eq!(reason(true, None, 9), ExitReason::Killed);
         assert_eq!(reason(false, None, 9), ExitReason::EngineKilled);
         assert_eq!(reason(false, None, 1 << 8), ExitReason::EngineFailed);
-    }
-
-    #[test]
-    fn the_cause_is_quoted_too() {
-        let console = "[ 0.5] BUG: unable to handle page fault for address: ffffffff\n\
-                       [ 0.5] Code: 90\n[ 0.5] RIP: 0010:here+0x1/0x2\n\
-                       [ 0.6] Kernel panic - not syncing: Fatal exception in interrupt\n";
-        let exit = classify(false, Some("guest-reset"), status(0), "", console);
-        assert_eq!(
-            exit.detail,
-            "the guest's kernel panicked: not syncing: Fatal exception in interrupt (BUG: \
-             unable to handle page fault for address: ffffffff; RIP: 0010:here+0x1/0x2)"
-        );
-    }
-
-    #[test]
-    fn the_panic_is_quoted() {
-        let console = "[ 1.0] x\n[ 2.0] Kernel panic - not syncing: Attempted to kill init!\n";
-        let exit = classify(false, Some("guest-reset"), status(0), "", console);
-        assert_eq!(
-            exit.detail,
-            "the guest's kernel panicked: not syncing: Attempted to kill init!"
-        );
     }
 }

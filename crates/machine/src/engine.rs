@@ -21,6 +21,40 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// Most network cards of one machine; none can be added while it runs.
     pub max_nics: usize,
+    /// The least memory, bytes, with which a guest can start up.
+    pub min_memory: u64,
+}
+
+impl Capabilities {
+    /// That a machine stays within them.
+    ///
+    /// # Errors
+    /// [`BootError::InvalidConfig`], which says what is too much or too little.
+    pub fn check(&self, config: &MachineConfig) -> Result<(), BootError> {
+        let invalid = |message: String| Err(BootError::InvalidConfig(message));
+        if config.vcpus == 0 || config.vcpus > self.max_vcpus {
+            return invalid(format!(
+                "a VM has 1 to {} CPUs, not {}",
+                self.max_vcpus, config.vcpus
+            ));
+        }
+        if config.memory_bytes < self.min_memory {
+            return invalid(format!(
+                "a VM with {} MiB of memory cannot boot: it needs at least {} MiB, its \
+                 kernel's part included",
+                config.memory_bytes >> 20,
+                self.min_memory >> 20
+            ));
+        }
+        if config.nics.len() > self.max_nics {
+            return invalid(format!(
+                "a VM has at most {} network cards, not {}",
+                self.max_nics,
+                config.nics.len()
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// A machine could not be made to run. Nothing of it is left.

@@ -11,6 +11,7 @@ mod config;
 mod engine;
 mod exit;
 mod files;
+mod words;
 pub mod worker;
 
 pub use choice::{ChoiceError, EngineChoice, HostFacts, choose, find_qemu};
@@ -20,3 +21,6 @@ pub use config::{
 pub use engine::{BootError, Capabilities, Engine, Machine, MachineError, PreparedMachine};
 pub use exit::{ExitReason, MachineExit};
 pub use files::{DiskFiles, FileRole, FilesError, MachineFiles};
+pub use words::{
+    QUICK_WORDS, QUIET_WORDS, RESET_ON_PANIC, TALKATIVE_WORD, Tail, guest_reset, last_lines,
+};
