@@ -10,7 +10,7 @@ BIN := $(TARGET)/release
 # Cases mostly wait; how many VMs run at a time is the suite's own affair.
 TEST_THREADS ?= 6
 
-.PHONY: demo test test-unit test-e2e test-e2e-all test-reference lint build guest bench setup setup-test clean-state
+.PHONY: demo test test-unit test-e2e test-e2e-all test-reference fuzz lint build guest bench setup setup-test clean-state
 
 setup:
 	@scripts/setup.sh build
@@ -57,6 +57,11 @@ test: setup-test lint guest test-unit test-e2e
 # The same cases against Debian's dockerd: our expectations are Docker's.
 test-reference: setup-test
 	@scripts/reference.sh
+
+# The tests run every fuzz target for a moment; this is by coverage, and for longer.
+FUZZ_SECONDS ?= 60
+fuzz: setup
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
 bench: build guest
 	@$(BIN)/xtask bench

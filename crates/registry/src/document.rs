@@ -153,6 +153,28 @@ impl Document {
     }
 }
 
+/// See [`crate::check_document`].
+pub(crate) fn check(bytes: &[u8]) {
+    for media_type in ACCEPTED {
+        let document = Document {
+            bytes: bytes.to_vec(),
+            digest: Digest::of(bytes),
+            media_type: media_type.to_owned(),
+        };
+        if let Ok(Parsed::Index(index)) = document.parse() {
+            let variants = [None, Some("v8".to_owned()), Some(format!("v{}", u32::MAX))];
+            for variant in variants {
+                // An entry or none; the choice is what is tried.
+                let _ = index.choose(&Platform {
+                    os: "linux".to_owned(),
+                    architecture: "arm64".to_owned(),
+                    variant,
+                });
+            }
+        }
+    }
+}
+
 fn malformed(error: serde_json::Error) -> RegistryError {
     RegistryError::InvalidAnswer(format!("invalid manifest: {error}"))
 }

@@ -38,6 +38,13 @@ pub use settings::{LOOPBACK, Settings};
 use endpoint::Endpoints;
 use transfers::Transfers;
 
+/// Reads bytes as a registry's manifest or index and chooses from it, for fuzzing: the types
+/// in between are nobody else's business.
+#[doc(hidden)]
+pub fn check_document(bytes: &[u8]) {
+    document::check(bytes);
+}
+
 /// All registries, over one store.
 #[derive(Debug)]
 pub struct Registry {
