@@ -1,0 +1,307 @@
+//! A device's queues, as it sees them while it handles an event.
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use crate::GuestMemory;
+use crate::buffers::{Buffers, MAX_SEGMENTS};
+use crate::device::Fault;
+use crate::interrupt::Interrupt;
+
+/// Chains that are handled in one go: a guest that always has another does not keep the
+/// loop from its other devices, or from standing.
+const BURST: u32 = 1024;
+
+/// One request of the driver: what the device may read, then what it may write.
+#[derive(Debug)]
+pub struct Chain<'a> {
+    /// By which it is given back.
+    pub head: u16,
+    /// For the device to read.
+    pub readable: Buffers<'a>,
+    /// For the device to write.
+    pub writable: Buffers<'a>,
+}
+
+/// What a device has done with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It is done; so many bytes of it were written.
+    Done(u32),
+    /// It cannot be done now and stays the next one.
+    Later,
+}
+
+/// See the module.
+pub struct Context<'a> {
+    memory: &'a GuestMemory,
+    queues: &'a mut [Queue],
+    interrupt: &'a Interrupt,
+    /// Queues with buffers that were given back, by their bits.
+    used: u64,
+    /// Queues that have more than could be handled in one go.
+    again: u64,
+    configuration: bool,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(
+        memory: &'a GuestMemory,
+        queues: &'a mut [Queue],
+        interrupt: &'a Interrupt,
+    ) -> Self {
+        Self {
+            memory,
+            queues,
+            interrupt,
+            used: 0,
+            again: 0,
+            configuration: false,
+        }
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &'a GuestMemory {
+        self.memory
+    }
+
+    /// The driver is told at the end of the event that the configuration has changed.
+    pub fn configuration_changed(&mut self) {
+        self.configuration = true;
+    }
+
+    /// Handles chains of a queue until there is none, or one has to wait. The driver's
+    /// notifications are off meanwhile, and on again when there is none.
+    ///
+    /// # Errors
+    /// A queue or a chain that no driver makes; what `handle` finds.
+    pub fn process(
+        &mut self,
+        index: usize,
+        handle: impl FnMut(Chain<'a>) -> Result<Progress, Fault>,
+    ) -> Result<(), Fault> {
+        self.each(index, resolve, handle)
+    }
+
+    /// The same, with the places of a chain's buffers in guest-physical memory, address and
+    /// length, which may or may not be memory.
+    ///
+    /// # Errors
+    /// As [`Context::process`].
+    pub fn process_places(
+        &mut self,
+        index: usize,
+        handle: impl FnMut(Vec<(u64, u64)>) -> Result<Progress, Fault>,
+    ) -> Result<(), Fault> {
+        self.each(index, |_, descriptors| places(descriptors), handle)
+    }
+
+    fn each<T>(
+        &mut self,
+        index: usize,
+        look_up: impl Fn(&'a GuestMemory, DescriptorChain<&'a GuestMemory>) -> Result<T, Fault>,
+        mut handle: impl FnMut(T) -> Result<Progress, Fault>,
+    ) -> Result<(), Fault> {
+        let memory = self.memory;
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
+            return Ok(());
+        };
+        let mut left = BURST;
+        loop {
+            queue
+                .disable_notification(memory)
+                .map_err(|error| damaged(index, &error))?;
+            loop {
+                let next = queue
+                    .iter(memory)
+                    .map_err(|error| damaged(index, &error))?
+                    .next();
+                let Some(descriptors) = next else { break };
+                if left == 0 {
+                    // Others have their turn; this goes on after them.
+                    queue.go_to_previous_position();
+                    self.again |= 1 << index;
+                    return Ok(());
+                }
+                left -= 1;
+                let head = descriptors.head_index();
+                match handle(look_up(memory, descriptors)?)? {
+                    Progress::Done(written) => {
+                        queue
+                            .add_used(memory, head, written)
+                            .map_err(|error| damaged(index, &error))?;
+                        self.used |= 1 << index;
+                    }
+                    Progress::Later => {
+                        queue.go_to_previous_position();
+                        return Ok(());
+                    }
+                }
+            }
+            let more = queue
+                .enable_notification(memory)
+                .map_err(|error| damaged(index, &error))?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes chains to write to off a queue, until they have room for so many bytes or there
+    /// are as many as allowed. When there are too few, the driver's notifications are on
+    /// afterwards. The taker gives each of them back, or puts all back.
+    ///
+    /// # Errors
+    /// A queue or a chain that no driver makes.
+    pub fn take(&mut self, index: usize, most: u16, bytes: usize) -> Result<Vec<Chain<'a>>, Fault> {
+        let memory = self.memory;
+        let mut chains = Vec::new();
+        let mut room = 0usize;
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
+            return Ok(chains);
+        };
+        while room < bytes && chains.len() < usize::from(most) {
+            let next = queue
+                .iter(memory)
+                .map_err(|error| damaged(index, &error))?
+                .next();
+            match next {
+                Some(descriptors) => {
+                    let chain = resolve(memory, descriptors)?;
+                    room = room.saturating_add(chain.writable.len());
+                    chains.push(chain);
+                }
+                None => {
+                    let more = queue
+                        .enable_notification(memory)
+                        .map_err(|error| damaged(index, &error))?;
+                    if !more {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(chains)
+    }
+
+    /// Puts the chains that were taken last back, to be taken again.
+    pub fn put_back(&mut self, index: usize, count: usize) {
+        if let Some(queue) = self.queues.get_mut(index) {
+            for _ in 0..count {
+                queue.go_to_previous_position();
+            }
+        }
+    }
+
+    /// Gives a chain back to the driver, with so many bytes written.
+    ///
+    /// # Errors
+    /// A queue that is damaged.
+    pub fn give_back(&mut self, index: usize, head: u16, written: u32) -> Result<(), Fault> {
+        let memory = self.memory;
+        let Some(queue) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
+        queue
+            .add_used(memory, head, written)
+            .map_err(|error| damaged(index, &error))?;
+        self.used |= 1 << index;
+        Ok(())
+    }
+
+    /// Interrupts the driver where it wants to be; queues that are to be handled again, by
+    /// their bits.
+    pub(crate) fn finish(self) -> Result<u64, Fault> {
+        let mut wanted = false;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if self.used & (1 << index) != 0 {
+                wanted |= queue
+                    .needs_notification(self.memory)
+                    .map_err(|error| damaged(index, &error))?;
+            }
+        }
+        if wanted {
+            self.interrupt.used_buffer();
+        }
+        if self.configuration {
+            self.interrupt.configuration();
+        }
+        Ok(self.again)
+    }
+}
+
+fn damaged(index: usize, error: &virtio_queue::Error) -> Fault {
+    Fault::new(format!("queue {index} is damaged: {error}"))
+}
+
+/// Looks up a chain's buffers.
+fn resolve<'a>(
+    memory: &'a GuestMemory,
+    descriptors: DescriptorChain<&GuestMemory>,
+) -> Result<Chain<'a>, Fault> {
+    let mut chain = Chain {
+        head: descriptors.head_index(),
+        readable: Buffers::default(),
+        writable: Buffers::default(),
+    };
+    walk(descriptors, |address, length, writable| {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let piece = memory
+            .get_slice(GuestAddress(address), length)
+            .map_err(|_| {
+                Fault::new(format!(
+                    "a descriptor leads out of memory: {length} bytes at {address:#x}"
+                ))
+            })?;
+        if writable {
+            chain.writable.push(piece);
+        } else if chain.writable.is_empty() {
+            chain.readable.push(piece);
+        } else {
+            return Err(Fault::new(
+                "a chain has a descriptor to read after one to write",
+            ));
+        }
+        Ok(())
+    })?;
+    Ok(chain)
+}
+
+/// Where a chain's buffers are said to be.
+fn places(descriptors: DescriptorChain<&GuestMemory>) -> Result<Vec<(u64, u64)>, Fault> {
+    let mut places = Vec::new();
+    walk(descriptors, |address, length, _| {
+        places.push((address, u64::from(length)));
+        Ok(())
+    })?;
+    Ok(places)
+}
+
+/// Follows a chain: address, length, whether it is to be written.
+fn walk(
+    descriptors: DescriptorChain<&GuestMemory>,
+    mut each: impl FnMut(u64, u32, bool) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    // The iterator ends without a word where a chain leads in a circle, out of its table or
+    // over 4 GiB: then its last descriptor says that there is another.
+    let mut unfinished = true;
+    for (count, descriptor) in descriptors.enumerate() {
+        if count == MAX_SEGMENTS {
+            return Err(Fault::new(format!(
+                "a chain has more than {MAX_SEGMENTS} descriptors"
+            )));
+        }
+        unfinished = descriptor.has_next();
+        each(
+            descriptor.addr().0,
+            descriptor.len(),
+            descriptor.is_write_only(),
+        )?;
+    }
+    if unfinished {
+        return Err(Fault::new(
+            "a chain of descriptors leads in a circle or out of its table",
+        ));
+    }
+    Ok(())
+}
