@@ -23,6 +23,9 @@ mod interrupt;
 mod mmio;
 pub mod net;
 mod persist;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 
 pub use buffers::{Buffers, MAX_SEGMENTS};
 pub use context::{Chain, Context, Progress};

@@ -6,6 +6,7 @@
 //! inputs that mutations start from. The targets are driven from two sides: by coverage in
 //! `fuzz/` (`make fuzz`), and by a bounded, seeded run in `cargo test`.
 
+mod devices;
 mod guest;
 mod images;
 mod recipes;
@@ -25,6 +26,11 @@ pub struct Target {
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    devices::ENTROPY,
+    devices::BALLOON,
+    devices::BLOCK,
+    devices::NET,
+    devices::CONSOLE,
     guest::HELLO,
     guest::REQUEST,
     guest::TRANSPORT,

@@ -82,11 +82,11 @@ impl Balloon {
 
     /// Gives whole pages in a range back to the host. What is no memory is nobody's loss.
     fn discard(&self, memory: &GuestMemory, address: u64, length: u64) {
-        let start = address.next_multiple_of(PAGE);
-        let end = address.saturating_add(length) / PAGE * PAGE;
-        let Some(length) = end.checked_sub(start).filter(|length| *length > 0) else {
-            return;
-        };
+        let range = address.checked_next_multiple_of(PAGE).and_then(|start| {
+            let end = address.saturating_add(length) / PAGE * PAGE;
+            Some((start, end.checked_sub(start).filter(|length| *length > 0)?))
+        });
+        let Some((start, length)) = range else { return };
         match release(memory, start, length) {
             Ok(()) => self.count(length),
             Err(error) => tracing::debug!(%error, start, length, "memory stays with a guest"),

@@ -1,0 +1,235 @@
+//! Disks.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use bulkhead_virtio::block::{Backing, Block};
+use bulkhead_virtio::testing::Driver;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+pub fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+pub fn header(kind: u32, sector: u64) -> Vec<u8> {
+    let mut bytes = kind.to_le_bytes().to_vec();
+    bytes.extend([0; 4]);
+    bytes.extend(sector.to_le_bytes());
+    bytes
+}
+
+fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend(count.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes
+}
+
+fn scratch(bytes: u64) -> (Driver, File) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(bytes).unwrap();
+    let disk = Block::new(
+        Backing::scratch(file.try_clone().unwrap()).unwrap(),
+        "scratch",
+    );
+    let mut driver = Driver::new(Box::new(disk));
+    driver.start(0, 64);
+    (driver, file)
+}
+
+fn layers() -> Driver {
+    let parts = [vec![1; 512], vec![2; 4096], vec![3; 1024]];
+    let files = parts.iter().map(|part| {
+        let length = u64::try_from(part.len()).unwrap();
+        (file(part), length)
+    });
+    let disk = Block::new(Backing::layers(files).unwrap(), "layers");
+    let mut driver = Driver::new(Box::new(disk));
+    driver.start(0, 64);
+    driver
+}
+
+/// The status of a request that writes these bytes, or of one without data.
+fn status(driver: &mut Driver, head: &[u8], data: &[&[u8]]) -> u8 {
+    let mut readable = vec![head];
+    readable.extend(data);
+    let (written, rooms) = driver.request(0, &readable, &[1]).unwrap();
+    assert_eq!(written, 1);
+    rooms[0][0]
+}
+
+#[test]
+fn many_files_are_one_disk() {
+    let mut driver = layers();
+    assert_eq!(driver.read(0x100), 11);
+    let (written, rooms) = driver
+        .request(0, &[&header(IN, 0)], &[700, 4420, 512, 1])
+        .unwrap();
+    assert_eq!(written, 5633);
+    assert_eq!(rooms[3], [0]);
+    let all = rooms[..3].concat();
+    assert_eq!(&all[..512], &[1; 512]);
+    assert_eq!(&all[512..4608], &[2; 4096]);
+    assert_eq!(&all[4608..], &[3; 1024]);
+    // One that begins in the middle of a file.
+    let (_, rooms) = driver.request(0, &[&header(IN, 8)], &[1024, 1]).unwrap();
+    assert_eq!(rooms[0][..512], [2; 512]);
+    assert_eq!(rooms[0][512..], [3; 512]);
+}
+
+#[test]
+fn a_layer_cannot_be_written() {
+    let mut driver = layers();
+    driver.write(0x14, 0);
+    assert_ne!(driver.read(0x10) & 1 << 5, 0, "VIRTIO_BLK_F_RO");
+    assert_eq!(status(&mut driver, &header(OUT, 0), &[&[9; 512]]), 1);
+    assert_eq!(
+        status(&mut driver, &header(DISCARD, 0), &[&range(0, 1, 0)]),
+        2
+    );
+    assert_eq!(status(&mut driver, &header(FLUSH, 0), &[]), 0);
+    let (_, rooms) = driver.request(0, &[&header(IN, 0)], &[512, 1]).unwrap();
+    assert_eq!(rooms[0], [1; 512]);
+}
+
+#[test]
+fn a_scratch_disk_is_written_and_read() {
+    let (mut driver, mut file) = scratch(1 << 20);
+    let data = vec![7; 1024];
+    // The header may be cut anywhere.
+    let head = header(OUT, 3);
+    let (_, rooms) = driver
+        .request(
+            0,
+            &[&head[..5], &head[5..], &data[..100], &data[100..]],
+            &[1],
+        )
+        .unwrap();
+    assert_eq!(rooms[0], [0]);
+    assert_eq!(status(&mut driver, &header(FLUSH, 0), &[]), 0);
+    file.seek(SeekFrom::Start(3 * 512)).unwrap();
+    let mut found = vec![0; 1024];
+    file.read_exact(&mut found).unwrap();
+    assert_eq!(found, data);
+    let (written, rooms) = driver.request(0, &[&header(IN, 3)], &[1024, 1]).unwrap();
+    assert_eq!((written, &rooms[0]), (1025, &data));
+}
+
+#[test]
+fn what_is_discarded_is_a_hole() {
+    let (mut driver, file) = scratch(1 << 20);
+    file.write_all_at(&vec![5; 1 << 20], 0).unwrap();
+    file.sync_all().unwrap();
+    let full = file.metadata().unwrap().blocks();
+    let ranges = [range(0, 1024, 0), range(1024, 512, 0)].concat();
+    assert_eq!(status(&mut driver, &header(DISCARD, 0), &[&ranges]), 0);
+    assert!(file.metadata().unwrap().blocks() <= full / 2);
+    let zeroed = range(2040, 8, 1);
+    assert_eq!(status(&mut driver, &header(WRITE_ZEROES, 0), &[&zeroed]), 0);
+    let zeroed = range(1600, 8, 0);
+    assert_eq!(status(&mut driver, &header(WRITE_ZEROES, 0), &[&zeroed]), 0);
+    let mut end = [9; 4096];
+    file.read_exact_at(&mut end, 2040 * 512).unwrap();
+    assert_eq!(end, [0; 4096]);
+    file.read_exact_at(&mut end, 1600 * 512).unwrap();
+    assert_eq!(end, [0; 4096]);
+}
+
+#[test]
+fn requests_that_cannot_be_are_refused_and_change_nothing() {
+    let (mut driver, file) = scratch(1 << 20);
+    file.write_all_at(&[5; 4096], 0).unwrap();
+    let before = file.metadata().unwrap().blocks();
+    let two = range(0, 8, 0);
+    let cases: [(Vec<u8>, Vec<u8>, u8); 11] = [
+        // Beyond the end, also by a sum that wraps around.
+        (header(OUT, 2048), vec![0; 512], 1),
+        (header(OUT, 2047), vec![0; 1024], 1),
+        (header(OUT, u64::MAX), vec![0; 512], 1),
+        (header(OUT, u64::MAX / 512), vec![0; 512], 1),
+        // Not whole sectors.
+        (header(OUT, 0), vec![0; 100], 1),
+        // Ranges that are none, too long, or with flags that are not there.
+        (header(DISCARD, 0), vec![0; 15], 1),
+        (header(DISCARD, 0), range(2047, 2, 0), 1),
+        (header(DISCARD, 0), range(u64::MAX, 1, 0), 1),
+        (
+            header(DISCARD, 0),
+            [two.clone(), range(0, 8, 1)].concat(),
+            2,
+        ),
+        (header(DISCARD, 0), two.repeat(17), 1),
+        (header(0x77, 0), vec![], 2),
+    ];
+    for (head, data, expected) in cases {
+        let found = status(&mut driver, &head, &[&data]);
+        assert_eq!(found, expected, "{head:?} {data:?}");
+    }
+    let (_, rooms) = driver.request(0, &[&header(IN, 2048)], &[512, 1]).unwrap();
+    assert_eq!(rooms[1], [1]);
+    assert_eq!(rooms[0], [0xee; 512]);
+    assert_eq!(file.metadata().unwrap().blocks(), before);
+    assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+    assert!(driver.faults().is_empty());
+}
+
+#[test]
+fn a_request_without_header_or_status_breaks_the_disk() {
+    let (mut driver, _file) = scratch(1 << 20);
+    assert!(driver.request(0, &[&[0; 15]], &[1]).is_none());
+    assert_eq!(driver.faults().len(), 1);
+    let (mut driver, _file) = scratch(1 << 20);
+    assert!(driver.request(0, &[&header(IN, 0)], &[]).is_none());
+    assert_eq!(driver.faults().len(), 1);
+}
+
+#[test]
+fn the_serial_is_told() {
+    let mut driver = layers();
+    let (_, rooms) = driver.request(0, &[&header(GET_ID, 0)], &[20, 1]).unwrap();
+    assert_eq!(rooms[0], *b"layers\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
+fn a_file_that_ended_early_is_an_error() {
+    let short = Backing::layers([(file(&[1; 512]), 4096)]).unwrap();
+    let mut driver = Driver::new(Box::new(Block::new(short, "layers")));
+    driver.start(0, 64);
+    let (_, rooms) = driver.request(0, &[&header(IN, 0)], &[1024, 1]).unwrap();
+    assert_eq!(rooms[1], [1]);
+}
+
+#[test]
+fn a_disk_goes_on_with_another_file() {
+    let (mut driver, file) = scratch(1 << 20);
+    assert_eq!(status(&mut driver, &header(OUT, 0), &[&[4; 512]]), 0);
+    let copy = tempfile::tempfile().unwrap();
+    copy.set_len(1 << 20).unwrap();
+    let mut sector = [0; 512];
+    file.read_exact_at(&mut sector, 0).unwrap();
+    copy.write_all_at(&sector, 0).unwrap();
+    let other = Block::new(
+        Backing::scratch(copy.try_clone().unwrap()).unwrap(),
+        "scratch",
+    );
+    let mut driver = driver.moved_to(Box::new(other)).unwrap();
+    assert_eq!(status(&mut driver, &header(OUT, 1), &[&[6; 512]]), 0);
+    copy.read_exact_at(&mut sector, 512).unwrap();
+    assert_eq!(sector, [6; 512]);
+    file.read_exact_at(&mut sector, 512).unwrap();
+    assert_eq!(sector, [0; 512]);
+    // One of another size is not the same disk.
+    let small = tempfile::tempfile().unwrap();
+    small.set_len(4096).unwrap();
+    let small = Block::new(Backing::scratch(small).unwrap(), "scratch");
+    assert!(driver.moved_to(Box::new(small)).is_err());
+}

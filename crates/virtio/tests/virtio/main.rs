@@ -1,0 +1,10 @@
+//! Devices as a guest uses them, and as one misuses them.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests panic as tests do.
+
+mod balloon;
+mod block;
+mod console;
+mod hostile;
+mod net;
+mod transport;

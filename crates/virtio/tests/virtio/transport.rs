@@ -1,0 +1,200 @@
+//! Registers, in order and out of it.
+
+use bulkhead_virtio::entropy::Entropy;
+use bulkhead_virtio::testing::{BUFFERS, Driver, NEXT, WRITE};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const ENTROPY_QUEUE: usize = 0;
+
+fn entropy() -> Driver {
+    Driver::new(Box::new(Entropy::new()))
+}
+
+#[test]
+fn a_driver_finds_its_device() {
+    let driver = entropy();
+    assert_eq!(driver.read(0x00), 0x7472_6976);
+    assert_eq!(driver.read(0x04), 2);
+    assert_eq!(driver.read(0x08), 4);
+    assert_eq!(driver.read(0x34), 64);
+    // No shared memory.
+    assert_eq!(driver.read(0xb0), u32::MAX);
+    driver.write(0x30, 7);
+    assert_eq!(driver.read(0x34), 0, "a queue that is not there");
+}
+
+#[test]
+fn random_bytes_arrive_and_the_driver_is_told() {
+    let mut driver = entropy();
+    driver.start(0, 16);
+    let _ = driver.interrupts();
+    let (written, rooms) = driver.request(ENTROPY_QUEUE, &[], &[32, 33]).unwrap();
+    assert_eq!(written, 65);
+    assert_ne!(rooms[0], vec![0xee; 32]);
+    assert_eq!(driver.interrupts(), 1);
+    assert_eq!(driver.read(0x60), 1);
+    driver.write(0x64, 1);
+    assert_eq!(driver.read(0x60), 0);
+}
+
+#[test]
+fn features_that_nobody_offered_are_not_accepted() {
+    let driver = entropy();
+    driver.write(0x70, 1);
+    driver.write(0x70, 3);
+    driver.write(0x24, 0);
+    driver.write(0x20, u32::MAX);
+    driver.write(0x24, 1);
+    driver.write(0x20, 1);
+    driver.write(0x70, 11);
+    assert_eq!(driver.read(0x70), 3);
+    // Nor is one that is missing: VERSION_1.
+    driver.write(0x24, 0);
+    driver.write(0x20, 0);
+    driver.write(0x24, 1);
+    driver.write(0x20, 0);
+    driver.write(0x70, 11);
+    assert_eq!(driver.read(0x70), 3);
+}
+
+#[test]
+fn a_queue_in_use_stays_where_it_is() {
+    let mut driver = entropy();
+    driver.start(0, 16);
+    driver.write(0x30, 0);
+    driver.write(0x38, 2);
+    driver.write(0x80, 0xdead_0000);
+    driver.write(0x90, 0xdead_0000);
+    driver.write(0xa0, 0xdead_0000);
+    driver.write(0x44, 0);
+    assert_eq!(driver.read(0x44), 1);
+    assert!(driver.request(ENTROPY_QUEUE, &[], &[8]).is_some());
+    assert!(driver.faults().is_empty());
+}
+
+#[test]
+fn a_notification_before_there_is_anything_does_nothing() {
+    let driver = entropy();
+    driver.kick(ENTROPY_QUEUE);
+    driver.kick(77);
+    driver.write(0x70, 1);
+    driver.write(0x70, 3);
+    driver.kick(ENTROPY_QUEUE);
+    assert!(driver.faults().is_empty());
+}
+
+#[test]
+fn queues_that_cannot_be_break_the_device() {
+    // size, descriptors, available, used
+    let cases: [(u32, u64, u64, u64); 7] = [
+        (0, 0x1_0000, 0x1_4000, 0x1_8000),
+        (3, 0x1_0000, 0x1_4000, 0x1_8000),
+        (128, 0x1_0000, 0x1_4000, 0x1_8000),
+        (16, 0x1_0008, 0x1_4000, 0x1_8000),
+        (16, 0x1_0000, 0x1_4001, 0x1_8000),
+        (16, !0xf, 0x1_4000, 0x1_8000),
+        (16, 0x1_0000, 0x1_4000, 0xffff_fff0),
+    ];
+    for (size, descriptors, available, used) in cases {
+        let driver = entropy();
+        driver.write(0x70, 1);
+        driver.write(0x70, 3);
+        driver.write(0x24, 1);
+        driver.write(0x20, 1);
+        driver.write(0x70, 11);
+        assert_eq!(driver.read(0x70), 11);
+        driver.write(0x30, 0);
+        driver.write(0x38, size);
+        for (register, address) in [(0x80, descriptors), (0x90, available), (0xa0, used)] {
+            driver.write(register, u32::try_from(address & 0xffff_ffff).unwrap());
+            driver.write(register + 4, u32::try_from(address >> 32).unwrap());
+        }
+        driver.write(0x44, 1);
+        driver.write(0x70, 15);
+        assert_eq!(driver.faults().len(), 1, "size {size} at {descriptors:#x}");
+        assert_eq!(driver.read(0x70) & 64, 64);
+        driver.kick(ENTROPY_QUEUE);
+    }
+}
+
+#[test]
+fn a_reset_in_between_starts_anew() {
+    let mut driver = entropy();
+    driver.start(0, 16);
+    let base = Driver::base(ENTROPY_QUEUE);
+    driver.describe(base, 0, BUFFERS, 64, WRITE, 0);
+    driver.publish(ENTROPY_QUEUE, 0);
+    driver.write(0x50, 0);
+    // The notification is pending when the driver changes its mind.
+    driver.write(0x70, 0);
+    driver.pump();
+    assert_eq!(driver.get(BUFFERS, 4), [0; 4]);
+    assert_eq!(driver.read(0x70), 0);
+    assert_eq!(driver.read(0x44), 0);
+    driver.start(0, 8);
+    assert!(driver.request(ENTROPY_QUEUE, &[], &[16]).is_some());
+}
+
+#[test]
+fn a_broken_device_works_again_after_a_reset() {
+    let mut driver = entropy();
+    driver.start(0, 16);
+    let base = Driver::base(ENTROPY_QUEUE);
+    driver.describe(base, 0, BUFFERS, 64, WRITE | NEXT, 0);
+    driver.publish(ENTROPY_QUEUE, 0);
+    driver.kick(ENTROPY_QUEUE);
+    assert_eq!(driver.faults().len(), 1);
+    assert!(
+        driver.faults()[0].contains("circle"),
+        "{:?}",
+        driver.faults()
+    );
+    // Told once, however often it is notified.
+    driver.kick(ENTROPY_QUEUE);
+    assert_eq!(driver.faults().len(), 1);
+    driver.start(0, 16);
+    assert!(driver.request(ENTROPY_QUEUE, &[], &[16]).is_some());
+}
+
+#[test]
+fn all_registers_take_random_values_in_any_width() {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut driver = entropy();
+    for round in 0..20_000 {
+        if round % 500 == 0 {
+            driver.start(0, 16);
+        }
+        let offset = if random.random_bool(0.9) {
+            random.random_range(0..0x200)
+        } else {
+            random.random()
+        };
+        let mut data = vec![0; random.random_range(0..=16)];
+        driver.device.read(offset, &mut data);
+        random.fill(&mut data[..]);
+        driver.device.write(offset, &data);
+        driver.write(offset & !3, random.random());
+        driver.pump();
+    }
+    driver.start(0, 16);
+    assert!(driver.request(ENTROPY_QUEUE, &[], &[16]).is_some());
+}
+
+#[test]
+fn a_device_goes_on_where_it_was_saved() {
+    let mut driver = entropy();
+    driver.start(0, 16);
+    for _ in 0..20 {
+        assert!(driver.request(ENTROPY_QUEUE, &[], &[16]).is_some());
+    }
+    // A chain that nobody has looked at yet comes along.
+    let base = Driver::base(ENTROPY_QUEUE);
+    driver.describe(base, 0, BUFFERS, 64, WRITE, 0);
+    driver.publish(ENTROPY_QUEUE, 0);
+    let mut driver = driver.moved_to(Box::new(Entropy::new())).unwrap();
+    driver.pump();
+    assert_eq!(driver.used(ENTROPY_QUEUE), [(0, 64)]);
+    assert!(driver.interrupts() > 0);
+    assert!(driver.request(ENTROPY_QUEUE, &[], &[16]).is_some());
+}
