@@ -9,7 +9,7 @@ use bulkhead_agent_protocol::{Create, LayerExtent, Nic, Resolver, Setup};
 use bulkhead_isolation::{
     Container, ContainerFiles, CreateRequest, ErrorKind, Isolation, IsolationError, Result, Rootfs,
 };
-use bulkhead_machine::{Console, Disk, HostFacts, LayerFile, MAX_LAYERS, MachineConfig, choose};
+use bulkhead_machine::{Console, Disk, LayerFile, MAX_LAYERS, MachineConfig, choose};
 
 use crate::container::{VmContainer, wanted};
 use crate::files::VmFiles;
@@ -21,7 +21,7 @@ use crate::scratch::ScratchDisk;
 use crate::shares::SharePlan;
 use crate::sizing::{self, Size};
 use crate::vm::{Deadlines, Vm, remove_directory};
-use crate::{adapt, sweep, worker_path};
+use crate::{adapt, sweep, trial, worker_path};
 
 /// Layer blobs are made of blocks of this size.
 const BLOCK: u64 = 4096;
@@ -95,9 +95,10 @@ impl VmIsolation {
             Some(worker) => worker.clone(),
             None => worker_path::find()?,
         };
-        let choice = choose(request.vm.engine, &HostFacts::probe())
-            .map_err(|error| IsolationError::new(ErrorKind::Unavailable, error.to_string()))?;
         let guest = GuestDir::find(request.vm.guest_dir.as_deref())
+            .map_err(|error| IsolationError::new(ErrorKind::Unavailable, error.to_string()))?;
+        let facts = trial::host_facts(request.vm.engine, &guest, &worker).await;
+        let choice = choose(request.vm.engine, &facts)
             .map_err(|error| IsolationError::new(ErrorKind::Unavailable, error.to_string()))?;
         let (files, contents) = read_files(&request.injected_files).await?;
 

@@ -19,6 +19,7 @@ mod scratch;
 mod shares;
 mod sizing;
 mod sweep;
+mod trial;
 mod vm;
 mod worker_path;
 

@@ -2,7 +2,8 @@
 //!
 //! `/dev/kvm` that opens proves little: there are hosts (KVM on PVM) where VMs can be
 //! created and a stock kernel then crawls in an instruction emulator and dies. So the CPU
-//! must also claim virtualization extensions.
+//! must also claim virtualization extensions, and our own engine must have booted a guest,
+//! which is somebody else's to try ([`HostFacts::wants_trial`]).
 
 use std::io;
 use std::path::Path;
@@ -23,6 +24,9 @@ pub struct HostFacts {
     pub virtualization_flag: Option<&'static str>,
     /// Where QEMU is.
     pub qemu: Option<std::path::PathBuf>,
+    /// What came of booting a guest with our own engine: what was booted, or why it failed;
+    /// `None` when that was not tried.
+    pub trial: Option<Result<String, String>>,
 }
 
 impl HostFacts {
@@ -42,7 +46,13 @@ impl HostFacts {
             dev_kvm,
             virtualization_flag: virtualization_flag(&cpuinfo),
             qemu: find_qemu(),
+            trial: None,
         }
+    }
+
+    /// Whether the choice hangs on a trial boot that was not made yet.
+    pub fn wants_trial(&self, asked: VmEngine) -> bool {
+        asked == VmEngine::Auto && self.trial.is_none() && self.hardware().is_ok()
     }
 
     /// Whether KVM is the real thing, and if not why.
@@ -96,18 +106,25 @@ pub struct EngineChoice {
 /// No engine can run VMs here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChoiceError {
-    /// The engine asked for is not part of this build.
+    /// Our own engine has nothing to run on.
     #[error(
-        "the VM engine 'kvm' is not part of this build: use '--vm-engine auto' or \
-         '--vm-engine qemu' (QEMU uses KVM by itself where it works)"
+        "the VM engine 'kvm' cannot run here: {0}; use '--vm-engine auto' or '--vm-engine qemu', \
+         which emulates the CPU where it must"
     )]
-    NotBuilt,
+    NoKvm(String),
     /// There is no QEMU.
     #[error(
         "no VM engine is available: qemu-system-x86_64 was not found in PATH; install it \
          (Debian: apt-get install qemu-system-x86)"
     )]
     NoQemu,
+    /// KVM is there and does not work, and nothing else is there.
+    #[error(
+        "no VM engine works: a trial boot on /dev/kvm failed ({0}), and qemu-system-x86_64, \
+         which could emulate the CPU, was not found in PATH (Debian: apt-get install \
+         qemu-system-x86)"
+    )]
+    TrialFailed(String),
 }
 
 /// Chooses the engine.
@@ -115,34 +132,59 @@ pub enum ChoiceError {
 /// # Errors
 /// That the host or this build lacks what was asked for, and what to do about it.
 pub fn choose(asked: VmEngine, facts: &HostFacts) -> Result<EngineChoice, ChoiceError> {
-    match asked {
-        VmEngine::Kvm => Err(ChoiceError::NotBuilt),
-        VmEngine::Auto | VmEngine::Qemu => {
-            if facts.qemu.is_none() {
-                return Err(ChoiceError::NoQemu);
-            }
-            let asked = if asked == VmEngine::Qemu {
-                " as asked for"
-            } else {
-                ""
-            };
-            let (accelerator, reason) = match facts.hardware() {
-                Ok(flag) => (
-                    Accelerator::Kvm,
-                    format!("QEMU{asked} on KVM: /dev/kvm opens and the CPU has {flag}"),
-                ),
-                Err(why) => (
-                    Accelerator::Tcg,
-                    format!("QEMU{asked} with software emulation: {why}"),
-                ),
-            };
-            Ok(EngineChoice {
-                engine: EngineKind::Qemu,
-                accelerator,
-                reason,
-            })
-        }
+    let hardware = facts.hardware();
+    if asked == VmEngine::Kvm {
+        let flag = hardware.map_err(ChoiceError::NoKvm)?;
+        return Ok(EngineChoice {
+            engine: EngineKind::Kvm,
+            accelerator: Accelerator::Kvm,
+            reason: format!("our own VMM as asked for: /dev/kvm opens and the CPU has {flag}"),
+        });
     }
+    if asked == VmEngine::Auto
+        && let (Ok(flag), Some(Ok(booted))) = (&hardware, &facts.trial)
+    {
+        return Ok(EngineChoice {
+            engine: EngineKind::Kvm,
+            accelerator: Accelerator::Kvm,
+            reason: format!(
+                "our own VMM: /dev/kvm opens, the CPU has {flag}, and a trial boot of {booted} \
+                 worked"
+            ),
+        });
+    }
+    if facts.qemu.is_none() {
+        return Err(match (&hardware, &facts.trial) {
+            (Ok(_), Some(Err(why))) => ChoiceError::TrialFailed(why.clone()),
+            _ => ChoiceError::NoQemu,
+        });
+    }
+    let wish = if asked == VmEngine::Qemu {
+        " as asked for"
+    } else {
+        ""
+    };
+    // Where our own engine cannot boot a guest on KVM, nobody else's attempt is trusted
+    // either: slow is better than a guest that dies of an instruction.
+    let (accelerator, reason) = match (hardware, &facts.trial) {
+        (Ok(_), Some(Err(why))) if asked == VmEngine::Auto => (
+            Accelerator::Tcg,
+            format!("QEMU with software emulation: a trial boot on /dev/kvm failed: {why}"),
+        ),
+        (Ok(flag), _) => (
+            Accelerator::Kvm,
+            format!("QEMU{wish} on KVM: /dev/kvm opens and the CPU has {flag}"),
+        ),
+        (Err(why), _) => (
+            Accelerator::Tcg,
+            format!("QEMU{wish} with software emulation: {why}"),
+        ),
+    };
+    Ok(EngineChoice {
+        engine: EngineKind::Qemu,
+        accelerator,
+        reason,
+    })
 }
 
 #[cfg(test)]
@@ -158,6 +200,7 @@ mod tests {
             },
             virtualization_flag: flag,
             qemu: Some("/usr/bin/qemu-system-x86_64".into()),
+            trial: None,
         }
     }
 
@@ -177,11 +220,47 @@ mod tests {
     }
 
     #[test]
+    fn our_own_engine_is_taken_when_it_has_booted_a_guest() {
+        let tried = |trial: Result<&str, &str>| HostFacts {
+            trial: Some(trial.map(str::to_owned).map_err(str::to_owned)),
+            ..facts(true, Some("svm"))
+        };
+        let untried = facts(true, Some("svm"));
+        assert!(untried.wants_trial(VmEngine::Auto));
+        assert!(!untried.wants_trial(VmEngine::Qemu));
+        assert!(!facts(true, None).wants_trial(VmEngine::Auto));
+        let choice = choose(VmEngine::Auto, &tried(Ok("6.12"))).unwrap();
+        assert_eq!(choice.engine, EngineKind::Kvm);
+        assert!(choice.reason.contains("trial boot of 6.12"), "{choice:?}");
+
+        let choice = choose(VmEngine::Auto, &tried(Err("it hung"))).unwrap();
+        assert_eq!(choice.engine, EngineKind::Qemu);
+        assert_eq!(choice.accelerator, Accelerator::Tcg);
+        assert!(choice.reason.ends_with("failed: it hung"), "{choice:?}");
+        let alone = HostFacts {
+            qemu: None,
+            ..tried(Err("it hung"))
+        };
+        assert!(matches!(
+            choose(VmEngine::Auto, &alone),
+            Err(ChoiceError::TrialFailed(_))
+        ));
+        let alone = HostFacts {
+            qemu: None,
+            ..tried(Ok("6.12"))
+        };
+        assert!(choose(VmEngine::Auto, &alone).is_ok(), "nobody needs QEMU");
+    }
+
+    #[test]
     fn what_is_not_there_is_an_error() {
-        assert_eq!(
-            choose(VmEngine::Kvm, &facts(true, Some("vmx"))),
-            Err(ChoiceError::NotBuilt)
-        );
+        assert!(choose(VmEngine::Kvm, &facts(true, Some("vmx"))).is_ok());
+        for lacking in [facts(true, None), facts(false, Some("vmx"))] {
+            assert!(matches!(
+                choose(VmEngine::Kvm, &lacking),
+                Err(ChoiceError::NoKvm(_))
+            ));
+        }
         let without = HostFacts {
             qemu: None,
             ..facts(true, None)

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bulkhead_engine_kvm::KvmEngine;
 use bulkhead_engine_qemu::QemuEngine;
 use bulkhead_machine::worker::protocol::{Event, MAX_LINE, Request, Verb};
 use bulkhead_machine::{
@@ -33,9 +34,7 @@ pub(crate) fn prepare(
 ) -> Result<Box<dyn PreparedMachine>, BootError> {
     match config.engine {
         EngineKind::Qemu => QemuEngine::find()?.prepare(config, files),
-        EngineKind::Kvm => Err(BootError::Unavailable(
-            "the VM engine 'kvm' is not part of this build".to_owned(),
-        )),
+        EngineKind::Kvm => KvmEngine.prepare(config, files),
     }
 }
 

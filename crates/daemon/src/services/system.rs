@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::services::supervisor;
 
 /// How long a probe may take. It looks for files and opens devices, and may boot a VM.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long `info` and `version` wait for a probe that is still going on.
 const PATIENCE: Duration = Duration::from_secs(3);
 

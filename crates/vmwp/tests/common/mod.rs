@@ -30,6 +30,16 @@ while read -r line <&3; do
 done
 "#;
 
+/// Which engine is tested: QEMU, unless the variable says that this host runs KVM guests.
+/// Then it must.
+pub fn engine() -> EngineKind {
+    match std::env::var("BULKHEAD_TEST_VM_ENGINE").as_deref() {
+        Ok("kvm") => EngineKind::Kvm,
+        Ok("qemu") | Err(_) => EngineKind::Qemu,
+        Ok(other) => panic!("BULKHEAD_TEST_VM_ENGINE is kvm or qemu, not '{other}'"),
+    }
+}
+
 /// The guest directory with the kernel and the modules; `None`, and a word about it, where
 /// the test cannot run.
 pub fn guest_directory() -> Option<PathBuf> {
@@ -39,7 +49,7 @@ pub fn guest_directory() -> Option<PathBuf> {
     );
     let missing = if !directory.join("vmlinux").exists() {
         "there is no guest kernel: run `cargo xtask guest`"
-    } else if bulkhead_machine::find_qemu().is_none() {
+    } else if engine() == EngineKind::Qemu && bulkhead_machine::find_qemu().is_none() {
         "there is no qemu-system-x86_64"
     } else if !Path::new("/bin/busybox").exists() {
         "there is no static /bin/busybox"
@@ -76,8 +86,11 @@ impl Place {
     pub fn config(&self, disks: Vec<Disk>) -> MachineConfig {
         MachineConfig {
             id: "0123456789abcdef".to_owned(),
-            engine: EngineKind::Qemu,
-            accelerator: Accelerator::Tcg,
+            engine: engine(),
+            accelerator: match engine() {
+                EngineKind::Qemu => Accelerator::Tcg,
+                EngineKind::Kvm => Accelerator::Kvm,
+            },
             kernel: self.guest.join("vmlinux"),
             kernel_hz: None,
             initramfs: self.path("initramfs.cpio"),
@@ -166,12 +179,25 @@ pub fn vmwp() -> &'static Path {
 }
 
 /// The processes whose parent is this one.
-pub fn children(pid: u32) -> Vec<u32> {
+fn children(pid: u32) -> Vec<u32> {
     std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
         .unwrap()
         .split_ascii_whitespace()
         .map(|pid| pid.parse().unwrap())
         .collect()
+}
+
+/// The processes in which an engine runs the machine of this worker, if not in the worker's.
+pub fn engine_processes(worker: u32) -> Vec<u32> {
+    let children = children(worker);
+    match engine() {
+        EngineKind::Qemu => {
+            assert_eq!(children.len(), 1);
+            assert!(comm(children[0]).starts_with("qemu-system"));
+        }
+        EngineKind::Kvm => assert!(children.is_empty(), "{children:?}"),
+    }
+    children
 }
 
 pub fn comm(pid: u32) -> String {

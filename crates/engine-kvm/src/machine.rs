@@ -1,0 +1,386 @@
+//! One machine: from the open files to the joined threads.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use bulkhead_machine::{
+    BootError, Console, ExitReason, Machine, MachineConfig, MachineError, MachineExit,
+    MachineFiles, PreparedMachine, QUICK_WORDS, QUIET_WORDS, RESET_ON_PANIC, TALKATIVE_WORD, Tail,
+};
+use tokio::sync::watch;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::Killable;
+
+use crate::acpi::Platform;
+use crate::boot::{self, LoadError};
+use crate::bus::Bus;
+use crate::devices::{self, Devices};
+use crate::end::{Cause, Ending};
+use crate::gate::{self, Gate, Wanted};
+use crate::layout;
+use crate::memory::{self, MemoryError};
+use crate::serial::{Serial, Sink};
+use crate::stats::Counters;
+use crate::vcpu::{self, Surroundings, Vcpu};
+use crate::vm::{Vm, VmError};
+
+/// The name in messages.
+pub(crate) const ENGINE: &str = "the kvm engine";
+
+fn io_error(context: impl Into<String>) -> impl FnOnce(io::Error) -> BootError {
+    let context = context.into();
+    move |source| BootError::Io { context, source }
+}
+
+fn refused(error: &VmError) -> BootError {
+    BootError::Refused {
+        engine: ENGINE,
+        message: error.to_string(),
+    }
+}
+
+fn no_memory(error: MemoryError) -> BootError {
+    let context = error.to_string();
+    match error {
+        MemoryError::File { source, .. } | MemoryError::Map { source, .. } => {
+            BootError::Io { context, source }
+        }
+    }
+}
+
+fn cannot_use(what: &str, path: &std::path::Path) -> impl FnOnce(LoadError) -> BootError {
+    let what = format!("the {what} '{}' cannot be used", path.display());
+    move |error| BootError::InvalidConfig(format!("{what}: {error}"))
+}
+
+/// A machine whose guest is about to run its first instruction.
+pub struct PreparedKvm {
+    vm: Vm,
+    vcpus: Vec<Vcpu>,
+    bus: Arc<Bus>,
+    devices: Devices,
+    console: Tail,
+    ending: Ending,
+}
+
+impl PreparedKvm {
+    pub(crate) fn new(config: &MachineConfig, files: MachineFiles) -> Result<Self, BootError> {
+        let MachineFiles {
+            transport,
+            mut kernel,
+            mut initramfs,
+            disks,
+            console: console_file,
+            kvm,
+            taps,
+        } = files;
+        let kvm = kvm.ok_or_else(|| {
+            BootError::InvalidConfig("the kvm engine has no software emulation".to_owned())
+        })?;
+        let cpus = u8::try_from(config.vcpus)
+            .map_err(|_| BootError::InvalidConfig("too many CPUs".to_owned()))?;
+        let memory_bytes = config
+            .memory_bytes
+            .div_ceil(layout::MEMORY_UNIT)
+            .saturating_mul(layout::MEMORY_UNIT);
+        let memory = memory::make(memory_bytes).map_err(no_memory)?;
+        let vm = Vm::new(kvm, memory.clone(), config.vcpus).map_err(|error| refused(&error))?;
+
+        let console = Tail::default();
+        let ending = Ending::new();
+        let devices = Devices::new(
+            &vm,
+            &memory,
+            devices::Parts {
+                config,
+                disks,
+                taps,
+                transport,
+                words: console.clone(),
+                ending: ending.clone(),
+            },
+        )?;
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).map_err(io_error("make an event"))?;
+        vm.connect_interrupt(&interrupt, layout::SERIAL_GSI)
+            .map_err(|error| refused(&error))?;
+        let serial = Serial::new(serial_sink(console_file, console.clone()), interrupt);
+        let bus = Arc::new(Bus::new(serial, devices.on_bus()));
+
+        let loaded = boot::kernel(&memory, &mut kernel)
+            .map_err(cannot_use("guest kernel", &config.kernel))?;
+        let ramdisk = boot::initramfs(&memory, memory_bytes, loaded, &mut initramfs)
+            .map_err(cannot_use("guest initramfs", &config.initramfs))?;
+        let platform = Platform {
+            cpus,
+            devices: bus.devices.len(),
+            serial: matches!(config.console, Console::File { .. }),
+        };
+        boot::start_info(
+            &memory,
+            memory_bytes,
+            &command_line(config),
+            ramdisk,
+            platform,
+        )
+        .map_err(|error| BootError::InvalidConfig(error.to_string()))?;
+        let vcpus = vcpu::make(&vm, cpus).map_err(|error| refused(&error))?;
+        if let Some(first) = vcpus.first() {
+            vcpu::prepare_boot(first, loaded.entry).map_err(|error| refused(&error))?;
+        }
+        gate::install_handler().map_err(io_error("install a signal handler"))?;
+        Ok(Self {
+            vm,
+            vcpus,
+            bus,
+            devices,
+            console,
+            ending,
+        })
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// That the system has no threads left; those that were started are gone again.
+    pub fn start(self) -> Result<KvmMachine, BootError> {
+        let gate = Arc::new(Gate::new(Wanted::Run));
+        let around = Surroundings {
+            bus: self.bus,
+            gate: Arc::clone(&gate),
+            ending: self.ending.clone(),
+        };
+        let alive = watch::Sender::new(0);
+        let mut crew = Crew {
+            threads: Vec::new(),
+            alive: alive.clone(),
+            gate: Arc::clone(&gate),
+            devices: self.devices,
+        };
+        let started = crew.start(&self.vcpus, &around);
+        let crew = Arc::new(Mutex::new(crew));
+        let (sender, exit) = watch::channel(None);
+        if let Err(error) = started {
+            crew.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .dismiss();
+            return Err(io_error("start a thread")(error));
+        }
+        tokio::spawn({
+            let (crew, ending, console, vm) = (
+                Arc::clone(&crew),
+                self.ending.clone(),
+                self.console,
+                self.vm,
+            );
+            async move {
+                let cause = ending.ended().await;
+                lock(&crew).send_away();
+                let mut alive = alive.subscribe();
+                // The sender is in the crew.
+                let _ = alive.wait_for(|alive| *alive == 0).await;
+                lock(&crew).dismiss();
+                drop(around);
+                drop(vm);
+                sender.send_replace(Some(cause.into_exit(&console.text())));
+            }
+        });
+        Ok(KvmMachine {
+            vcpus: self.vcpus,
+            gate,
+            crew,
+            ending: self.ending,
+            exit,
+        })
+    }
+}
+
+#[async_trait]
+impl PreparedMachine for PreparedKvm {
+    async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, BootError> {
+        Ok(Box::new(self.start()?))
+    }
+}
+
+/// What the serial port's words become.
+fn serial_sink(file: Option<std::fs::File>, tail: Tail) -> Sink {
+    match file {
+        Some(mut file) => Box::new(move |bytes| {
+            tail.push(bytes);
+            // A full disk costs the log and not the guest.
+            let _ = io::Write::write_all(&mut file, bytes);
+        }),
+        None => Box::new(move |bytes| tail.push(bytes)),
+    }
+}
+
+fn command_line(config: &MachineConfig) -> String {
+    let mut words = vec![RESET_ON_PANIC];
+    words.extend(QUICK_WORDS);
+    match config.console {
+        Console::Quiet => words.extend(QUIET_WORDS),
+        Console::File { .. } => words.push(TALKATIVE_WORD),
+    }
+    words.extend(config.cmdline_extra.iter().map(String::as_str));
+    words.join(" ")
+}
+
+fn lock(crew: &Mutex<Crew>) -> std::sync::MutexGuard<'_, Crew> {
+    // Whoever panicked with it held has sent signals or not.
+    crew.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The machine's threads.
+struct Crew {
+    threads: Vec<Thread>,
+    /// How many have not reached their end.
+    alive: watch::Sender<usize>,
+    gate: Arc<Gate>,
+    devices: Devices,
+}
+
+struct Thread {
+    handle: JoinHandle<()>,
+    is_vcpu: bool,
+}
+
+impl Crew {
+    fn start(&mut self, vcpus: &[Vcpu], around: &Surroundings) -> io::Result<()> {
+        let ending = around.ending.clone();
+        let (serving, failed) = (self.devices.serving(), ending.clone());
+        self.spawn("devices".to_owned(), false, &ending, move || {
+            if let Err(error) = serving.run() {
+                failed.end(Cause::Engine(error.to_string()));
+            }
+        })?;
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            let (vcpu, around) = (Arc::clone(vcpu), around.clone());
+            self.spawn(format!("vcpu{index}"), true, &ending, move || {
+                vcpu::run(&vcpu, &around);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        is_vcpu: bool,
+        ending: &Ending,
+        body: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        /// Tells of a thread's end, and ends the machine when it was a panic.
+        struct Alive(watch::Sender<usize>, Ending);
+        impl Drop for Alive {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    let name = std::thread::current().name().unwrap_or_default().to_owned();
+                    let reason = format!("the thread {name} of the VM worker panicked");
+                    self.1.end(Cause::Engine(reason));
+                }
+                self.0.send_modify(|alive| *alive -= 1);
+            }
+        }
+        self.alive.send_modify(|alive| *alive += 1);
+        let alive = Alive(self.alive.clone(), ending.clone());
+        let handle = std::thread::Builder::new().name(name).spawn(move || {
+            let _alive = alive;
+            body();
+        })?;
+        self.threads.push(Thread { handle, is_vcpu });
+        Ok(())
+    }
+
+    /// Has every CPU look at what is wanted.
+    fn signal(&self) {
+        for thread in self.threads.iter().filter(|thread| thread.is_vcpu) {
+            // One that has ended needs no signal.
+            let _ = thread.handle.kill(gate::signal());
+        }
+    }
+
+    /// Tells all threads to end.
+    fn send_away(&self) {
+        self.gate.want(Wanted::Leave);
+        self.signal();
+        self.devices.serving().stop();
+    }
+
+    /// Tells all threads to end and waits for it.
+    fn dismiss(&mut self) {
+        self.send_away();
+        for thread in self.threads.drain(..) {
+            // Its panic was told already.
+            let _ = thread.handle.join();
+        }
+    }
+}
+
+/// A machine that runs. Dropping it kills it.
+pub struct KvmMachine {
+    vcpus: Vec<Vcpu>,
+    gate: Arc<Gate>,
+    crew: Arc<Mutex<Crew>>,
+    ending: Ending,
+    exit: watch::Receiver<Option<MachineExit>>,
+}
+
+impl KvmMachine {
+    /// How often the guest was left since its start, all CPUs together; `None` where the
+    /// host's KVM does not count. The CPUs must stand.
+    pub fn exits(&self) -> Option<u64> {
+        self.vcpus
+            .iter()
+            .map(|vcpu| {
+                let fd = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+                Counters::open(&fd)?.read("exits")
+            })
+            .sum::<io::Result<u64>>()
+            .ok()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+}
+
+#[async_trait]
+impl Machine for KvmMachine {
+    async fn pause(&self) -> Result<(), MachineError> {
+        self.gate.want(Wanted::Stand);
+        lock(&self.crew).signal();
+        tokio::select! {
+            () = self.gate.all_stand(self.vcpus.len()) => {}
+            _ = self.ending.ended() => return Err(MachineError::Ended),
+        }
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), MachineError> {
+        if self.has_ended() {
+            return Err(MachineError::Ended);
+        }
+        self.gate.want(Wanted::Run);
+        Ok(())
+    }
+
+    fn kill(&self) {
+        self.ending.end(Cause::Killed);
+    }
+
+    async fn wait(&self) -> MachineExit {
+        let mut exit = self.exit.clone();
+        let ended = exit.wait_for(Option::is_some).await.ok();
+        ended
+            .and_then(|exit| exit.clone())
+            // Only a runtime that shuts down drops the sender first.
+            .unwrap_or_else(|| MachineExit::new(ExitReason::Killed, "the worker has ended"))
+    }
+}
+
+impl Drop for KvmMachine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
