@@ -131,7 +131,7 @@ pub(crate) fn arguments(
         "-machine",
         format!(
             "microvm,acpi=on,rtc=on,pit={timer},pic={timer},isa-serial=on,\
-             auto-kernel-cmdline=off"
+             auto-kernel-cmdline=off,dump-guest-core=off"
         ),
     );
     match config.accelerator {

@@ -6,14 +6,19 @@
 //! transport is a socket that it hands to QEMU.
 
 mod command;
+mod filter;
+mod jail;
 mod machine;
 mod qmp;
 mod tail;
 mod tsc;
 mod vmdk;
 
+pub use filter::CALLS as WORKER_CALLS;
+
 use std::path::PathBuf;
 
+use bulkhead_jail::Identity;
 use bulkhead_machine::{
     BootError, Capabilities, Engine, MachineConfig, MachineFiles, PreparedMachine,
 };
@@ -29,28 +34,23 @@ const MAX_NICS: usize = 16;
 #[derive(Debug)]
 pub struct QemuEngine {
     binary: PathBuf,
+    identity: Identity,
 }
 
 impl QemuEngine {
-    /// The engine on this QEMU binary.
-    pub fn new(binary: impl Into<PathBuf>) -> Self {
-        Self {
-            binary: binary.into(),
-        }
-    }
-
-    /// The engine on the QEMU that this host has.
+    /// The engine on the QEMU that this host has, which runs as this user.
     ///
     /// # Errors
     /// [`BootError::Unavailable`] when it has none.
-    pub fn find() -> Result<Self, BootError> {
-        bulkhead_machine::find_qemu().map(Self::new).ok_or_else(|| {
+    pub fn find(identity: Identity) -> Result<Self, BootError> {
+        let binary = bulkhead_machine::find_qemu().ok_or_else(|| {
             BootError::Unavailable(
                 "qemu-system-x86_64 was not found in PATH: install it (Debian: apt-get \
                  install qemu-system-x86)"
                     .to_owned(),
             )
-        })
+        })?;
+        Ok(Self { binary, identity })
     }
 }
 
@@ -73,7 +73,7 @@ impl Engine for QemuEngine {
         config: &MachineConfig,
         files: MachineFiles,
     ) -> Result<Box<dyn PreparedMachine>, BootError> {
-        let prepared = machine::prepare(&self.binary, config, files, self.capabilities())?;
+        let prepared = machine::prepare(self, config, files)?;
         Ok(Box::new(prepared))
     }
 }

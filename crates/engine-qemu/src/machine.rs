@@ -5,14 +5,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bulkhead_machine::{
-    Accelerator, BootError, Capabilities, Disk, DiskFiles, ExitReason, Machine, MachineConfig,
+    Accelerator, BootError, Disk, DiskFiles, Engine, ExitReason, Machine, MachineConfig,
     MachineError, MachineExit, MachineFiles, PreparedMachine, Tail,
 };
 use tokio::net::UnixStream;
@@ -20,9 +19,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
 
 use crate::command::{self, Clock, Descriptors, DiskDescriptors};
+use crate::jail::QemuJail;
 use crate::qmp::{self, Client, Event};
-use crate::tail;
-use crate::{tsc, vmdk};
+use crate::{QemuEngine, filter, jail, tail, tsc, vmdk};
 
 /// The name in messages.
 const ENGINE: &str = "QEMU";
@@ -34,12 +33,11 @@ fn io_error(context: impl Into<String>) -> impl FnOnce(io::Error) -> BootError {
 
 /// Starts QEMU; see [`bulkhead_machine::Engine::prepare`].
 pub(crate) fn prepare(
-    binary: &Path,
+    engine: &QemuEngine,
     config: &MachineConfig,
     files: MachineFiles,
-    capabilities: Capabilities,
 ) -> Result<PreparedQemu, BootError> {
-    capabilities.check(config)?;
+    engine.capabilities().check(config)?;
     let clock = ClockChoice::begin(config);
     if !is_vmlinux(&files.kernel) {
         return Err(BootError::InvalidConfig(format!(
@@ -56,8 +54,8 @@ pub(crate) fn prepare(
         transport: files.transport.as_raw_fd(),
         monitor: qemu_monitor.as_raw_fd(),
         last_words: qemu_words.as_raw_fd(),
-        kernel: format!("/proc/self/fd/{}", files.kernel.as_raw_fd()),
-        initramfs: format!("/proc/self/fd/{}", files.initramfs.as_raw_fd()),
+        kernel: jail::KERNEL.to_owned(),
+        initramfs: jail::INITRAMFS.to_owned(),
         disks: files
             .disks
             .iter()
@@ -67,10 +65,9 @@ pub(crate) fn prepare(
         console: files.console.as_ref().map(AsRawFd::as_raw_fd),
         taps: files.taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
+    let jail = QemuJail::new(engine, config, &files)?;
     let arguments = command::arguments(config, clock.end(), &descriptors);
-    let mut inherited = descriptors.all();
-    inherited.extend([files.kernel.as_raw_fd(), files.initramfs.as_raw_fd()]);
-    let child = spawn(binary, &arguments, inherited)?;
+    let child = spawn(jail, &arguments, descriptors.all())?;
     // QEMU's alone from here on: locks and the ends of sockets go with it.
     drop((files, joints, qemu_monitor, qemu_words));
     Ok(PreparedQemu {
@@ -100,6 +97,9 @@ async fn boot(prepared: PreparedQemu) -> Result<QemuMachine, BootError> {
         monitor,
         words,
     } = prepared;
+    filter::worker()
+        .and_then(|filter| filter.set())
+        .map_err(|error| io_error("restrict the worker's system calls")(io::Error::other(error)))?;
     let complaints = Tail::default();
     let complaining = child.stderr.take().map(|stderr| {
         let complaints = complaints.clone();
@@ -300,12 +300,13 @@ fn blocking(stream: UnixStream) -> io::Result<OwnedFd> {
 }
 
 fn spawn(
-    binary: &Path,
+    jail: QemuJail,
     arguments: &[std::ffi::OsString],
     inherited: Vec<RawFd>,
 ) -> Result<Child, BootError> {
     let parent = rustix::process::getpid();
-    let mut command = Command::new(binary);
+    let binary = jail.binary().to_owned();
+    let mut command = Command::new(&binary);
     command
         .args(arguments)
         .env_clear()
@@ -314,10 +315,12 @@ fn spawn(
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing
-    // is allocated; the descriptors are open, since the caller holds them past the spawn.
+    // SAFETY: the worker has one thread, so nothing is locked in its child; the descriptors
+    // are open, since the caller holds them past the spawn.
     unsafe {
         command.pre_exec(move || {
+            jail.enter()?;
+            // After the change of user, which undoes it.
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
             // The worker may have died before the line above; then nobody would tell us.
             if rustix::process::getppid() != Some(parent) {
@@ -328,11 +331,12 @@ fn spawn(
     }
     command.spawn().map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => BootError::Unavailable(format!(
-            "there is no QEMU at '{}': install it (Debian: apt-get install qemu-system-x86)",
+            "there is no QEMU at '{}', or it is not a program of this system: install it \
+             (Debian: apt-get install qemu-system-x86)",
             binary.display()
         )),
         _ => BootError::Io {
-            context: format!("start '{}'", binary.display()),
+            context: format!("start '{}' in its jail", binary.display()),
             source,
         },
     })
@@ -384,6 +388,10 @@ fn classify(
         Some("guest-reset" | "guest-panic") => bulkhead_machine::guest_reset(console),
         _ if killed => MachineExit::new(ExitReason::Killed, "the VM was killed"),
         _ => match (signal, status) {
+            (Some(libc::SIGSYS), _) => MachineExit::new(
+                ExitReason::EngineKilled,
+                "QEMU made a system call that its sandbox forbids (SIGSYS)",
+            ),
             (Some(signal), _) => MachineExit::new(
                 ExitReason::EngineKilled,
                 format!("QEMU was killed by signal {signal}"),

@@ -3,6 +3,7 @@
 //! Owns the worker's process: starts it, kills it, reaps it by its pidfd (so a reaper that
 //! waits for every child does no harm). Knows nothing of what an engine does in there.
 
+mod first_process;
 pub mod protocol;
 
 use std::collections::HashMap;
@@ -12,17 +13,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{ExitReason, FilesError, MachineConfig, MachineExit, MachineFiles};
+use first_process::StartError;
 use protocol::{Event, MAX_LINE, Request, Verb};
 
 /// Most bytes of the worker's last words that are kept.
 const LAST_WORDS: u64 = 4096;
+
+/// What the worker needs of the supervisor's environment: where QEMU is, and how much to log.
+const KEPT_ENVIRONMENT: [&str; 2] = ["PATH", "BULKHEAD_LOG"];
 
 /// A worker could not be started, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -101,27 +106,30 @@ impl Worker {
         // They are the worker's alone from now on, and go with it.
         let first = protocol::send_files(&control, config, files)
             .map_err(io_error("hand over the VM's files"))?;
-        let mut child = Command::new(vmwp)
+        let mut command = Command::new(vmwp);
+        command
             .arg("--id")
             .arg(&config.id)
+            .env_clear()
+            .envs(KEPT_ENVIRONMENT.iter().filter_map(|name| {
+                let value = std::env::var_os(name)?;
+                Some((*name, value))
+            }))
             .stdin(blocking(worker_control)?)
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| WorkerError::Spawn {
-                path: vmwp.to_owned(),
-                source,
-            })?;
+            .stderr(Stdio::piped());
+        let (mut child, pidfd) =
+            first_process::start(command)
+                .await
+                .map_err(|error| match error {
+                    StartError::Spawn(source) => WorkerError::Spawn {
+                        path: vmwp.to_owned(),
+                        source,
+                    },
+                    StartError::Watch(source) => io_error("watch the VM worker")(source),
+                })?;
         let pid = child.id();
-        let pidfd = match pidfd_open(pid) {
-            Ok(pidfd) => Arc::new(pidfd),
-            Err(source) => {
-                // Not reaped yet, so the number is still its own. It may have ended itself.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(io_error("watch the VM worker")(source));
-            }
-        };
+        let pidfd = Arc::new(pidfd);
         let last_words = child
             .stderr
             .take()
@@ -257,14 +265,6 @@ fn lock(
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?)
-}
-
 /// An end for a child: tokio's are non-blocking, and the flag is shared with the child.
 fn blocking(stream: UnixStream) -> Result<OwnedFd, WorkerError> {
     let stream = stream.into_std().map_err(io_error("make a socket"))?;
@@ -342,6 +342,11 @@ async fn read_events(
             _ => return None,
         }
         match serde_json::from_slice(&line) {
+            Ok(Event::Confined { missing }) => {
+                if !missing.is_empty() {
+                    tracing::warn!(?missing, "the jail of the VM worker has gaps on this host");
+                }
+            }
             Ok(Event::Running) => {
                 state.send_replace(State::Running);
             }
@@ -386,6 +391,9 @@ async fn reap(pidfd: &Arc<OwnedFd>) -> Option<rustix::process::WaitIdStatus> {
 fn describe(status: Option<rustix::process::WaitIdStatus>, words: &str) -> String {
     let how = match status {
         Some(status) if status.killed() || status.dumped() => match status.terminating_signal() {
+            Some(signal) if signal == Signal::SYS.as_raw() => {
+                "it made a system call that its jail forbids (SIGSYS)".to_owned()
+            }
             Some(signal) => format!("killed by signal {signal}"),
             None => "killed by a signal".to_owned(),
         },

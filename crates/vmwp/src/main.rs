@@ -14,13 +14,14 @@ use std::process::ExitCode;
 use bulkhead_machine::worker::protocol::receive_files;
 use tracing_subscriber::EnvFilter;
 
+use confine::Jail;
 use serve::ServeError;
 
 const USAGE: &str = "vmwp is the worker of one VM and is started by containerd-shim-bulkhead-v2, \
                      with a socket as its standard input";
 
 fn main() -> ExitCode {
-    let control = match confine::take_control() {
+    let control = match bulkhead_jail::take_socket().map(UnixStream::from) {
         Ok(control) => control,
         Err(error) => {
             eprintln!("{USAGE}: {error}");
@@ -49,10 +50,11 @@ fn run(control: UnixStream) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let jail = Jail::begin(&config, &files);
     let prepared = {
         let _within = runtime.enter();
-        serve::prepare(&config, files)
+        serve::prepare(&config, files, &jail)
     };
-    confine::confine().map_err(ServeError::Confine)?;
-    runtime.block_on(serve::serve(control, prepared))
+    let missing = jail.enter(&control)?;
+    runtime.block_on(serve::serve(control, missing, prepared))
 }

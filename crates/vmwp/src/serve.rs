@@ -4,6 +4,7 @@ use std::io;
 
 use bulkhead_engine_kvm::KvmEngine;
 use bulkhead_engine_qemu::QemuEngine;
+use bulkhead_jail::JailError;
 use bulkhead_machine::worker::protocol::{Event, MAX_LINE, Request, Verb};
 use bulkhead_machine::{
     BootError, Engine, EngineKind, ExitReason, Machine, MachineConfig, MachineExit, MachineFiles,
@@ -13,6 +14,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use crate::confine::Jail;
+
 /// The conversation with the supervisor broke.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -20,8 +23,8 @@ pub(crate) enum ServeError {
     #[error("the control socket failed: {0}")]
     Control(#[from] io::Error),
     /// The worker cannot give up its rights.
-    #[error("cannot confine the worker: {0}")]
-    Confine(io::Error),
+    #[error("{0}: {source}", source = .0.source_error())]
+    Confine(#[from] JailError),
     /// A line was not what it should be.
     #[error("the supervisor broke the protocol: {0}")]
     Protocol(String),
@@ -31,9 +34,10 @@ pub(crate) enum ServeError {
 pub(crate) fn prepare(
     config: &MachineConfig,
     files: MachineFiles,
+    jail: &Jail,
 ) -> Result<Box<dyn PreparedMachine>, BootError> {
     match config.engine {
-        EngineKind::Qemu => QemuEngine::find()?.prepare(config, files),
+        EngineKind::Qemu => QemuEngine::find(jail.identity.clone())?.prepare(config, files),
         EngineKind::Kvm => KvmEngine.prepare(config, files),
     }
 }
@@ -41,10 +45,12 @@ pub(crate) fn prepare(
 /// Boots the machine and serves it to its end.
 pub(crate) async fn serve(
     control: std::os::unix::net::UnixStream,
+    missing: Vec<String>,
     prepared: Result<Box<dyn PreparedMachine>, BootError>,
 ) -> Result<(), ServeError> {
     let (reader, mut writer) = UnixStream::from_std(control)?.into_split();
     let mut reader = BufReader::new(reader);
+    tell(&mut writer, &Event::Confined { missing }).await?;
     let boot = async { prepared?.boot().await };
     let booted = tokio::select! {
         booted = boot => booted,

@@ -1,6 +1,7 @@
 //! Real VMs under a real worker.
 
 #[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#[allow(dead_code, reason = "shared with other tests")]
 mod common;
 
 use std::os::unix::fs::MetadataExt;
@@ -180,7 +181,7 @@ async fn whoever_is_killed_takes_the_others_along() {
 
 #[tokio::test]
 async fn a_supervisor_that_vanishes_takes_the_machine_along() {
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead as _, BufReader, Write};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
@@ -196,8 +197,7 @@ async fn a_supervisor_that_vanishes_takes_the_machine_along() {
         .stdin(OwnedFd::from(worker_control))
         .spawn()
         .unwrap();
-    let mut running = String::new();
-    BufReader::new(&control).read_line(&mut running).unwrap();
+    let running = BufReader::new(&control).lines().nth(1).unwrap().unwrap();
     assert!(running.contains("running"), "{running}");
     let others = engine_processes(worker.id());
     drop(control);

@@ -50,6 +50,11 @@ pub enum Verb {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// The worker is in its jail; comes first.
+    Confined {
+        /// What of the jail this host does not allow, each with the reason.
+        missing: Vec<String>,
+    },
     /// The machine's CPUs run.
     Running,
     /// A request was carried out, or not.

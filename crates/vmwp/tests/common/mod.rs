@@ -1,5 +1,7 @@
 //! A VM with a shell behind the port, for tests.
 
+pub mod trace;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -135,6 +137,18 @@ impl Guest {
     /// Boots and waits for the shell.
     pub async fn boot(config: &MachineConfig) -> Self {
         let (worker, port) = Worker::spawn(vmwp(), config, Vec::new()).await.unwrap();
+        Self::greet(worker, port).await
+    }
+
+    /// As [`Guest::boot`], with the worker's system calls watched.
+    pub async fn boot_traced(config: &MachineConfig) -> (Self, trace::Trace) {
+        let (worker, port) = Worker::spawn(vmwp(), config, Vec::new()).await.unwrap();
+        // It has not been told yet what to boot: this runtime has one thread.
+        let trace = trace::Trace::of(worker.pid());
+        (Self::greet(worker, port).await, trace)
+    }
+
+    async fn greet(worker: Worker, port: UnixStream) -> Self {
         let mut port = BufReader::new(port);
         let mut line = String::new();
         tokio::select! {
