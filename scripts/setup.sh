@@ -34,6 +34,7 @@ if [ "${1:-build}" != build ]; then
     need /usr/sbin/ip iproute2
     need /usr/bin/zstd zstd
     need /usr/bin/jq jq
+    need /usr/sbin/depmod kmod
     need /usr/bin/skopeo skopeo
     need /usr/bin/docker-registry docker-registry
     need /usr/bin/openssl openssl

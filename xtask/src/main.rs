@@ -2,6 +2,9 @@
 
 mod bench;
 mod guest;
+mod rig;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -18,11 +21,15 @@ enum Chore {
     Guest(guest::Arguments),
     /// Measure against dockerd, OCI runtimes, mkfs.erofs and tar, in turns
     Bench(bench::Arguments),
+    /// Run a command on an emulated machine with KVM and cgroup v2
+    Rig(rig::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().chore {
-        Chore::Guest(arguments) => guest::run(arguments),
-        Chore::Bench(arguments) => bench::run(arguments),
+        Chore::Guest(arguments) => guest::run(arguments)?,
+        Chore::Bench(arguments) => bench::run(arguments)?,
+        Chore::Rig(arguments) => return rig::run(&arguments),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -24,10 +24,7 @@ const GROUPS: &[u8] = b"root:x:0:\nnogroup:x:65534:\n";
 const MODULES: &str = "modules";
 
 pub(crate) fn archive(agent: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
-    let mut archive = Archive {
-        bytes: Vec::with_capacity(agent.len() + (4 << 20)),
-        inode: 0,
-    };
+    let mut archive = Archive::default();
     for directory in ["dev", "etc", "proc", "sys", "run", MODULES] {
         archive.entry(directory, DIRECTORY, (0, 0), b"")?;
     }
@@ -38,26 +35,60 @@ pub(crate) fn archive(agent: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
     archive.entry("etc/passwd", FILE, (0, 0), USERS)?;
     archive.entry("etc/group", FILE, (0, 0), GROUPS)?;
     archive.entry("init", EXECUTABLE, (0, 0), agent)?;
-    let mut order = String::new();
-    for module in modules {
-        order.push_str(&module.file);
-        order.push('\n');
-        let name = format!("{MODULES}/{}", module.file);
-        archive.entry(&name, FILE, (0, 0), &module.bytes)?;
-    }
-    archive.entry(&format!("{MODULES}/order"), FILE, (0, 0), order.as_bytes())?;
-    let mut bytes = cpio::newc::trailer(archive.bytes)?;
-    // Archives can then be appended to each other.
-    bytes.resize(bytes.len().next_multiple_of(512), 0);
-    Ok(bytes)
+    archive.modules(modules)?;
+    archive.finish()
 }
 
-struct Archive {
+/// An initramfs that is being written.
+#[derive(Debug, Default)]
+pub struct Archive {
     bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Archive {
+    /// A directory.
+    ///
+    /// # Errors
+    /// When the archive cannot be written.
+    pub fn directory(&mut self, name: &str) -> io::Result<()> {
+        self.entry(name, DIRECTORY, (0, 0), b"")
+    }
+
+    /// A program.
+    ///
+    /// # Errors
+    /// When it is too large for the format.
+    pub fn executable(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.entry(name, EXECUTABLE, (0, 0), content)
+    }
+
+    /// The modules below `modules/`, which must be a directory already, and their order.
+    ///
+    /// # Errors
+    /// When one is too large for the format.
+    pub fn modules(&mut self, modules: &[Module]) -> io::Result<()> {
+        let mut order = String::new();
+        for module in modules {
+            order.push_str(&module.file);
+            order.push('\n');
+            let name = format!("{MODULES}/{}", module.file);
+            self.entry(&name, FILE, (0, 0), &module.bytes)?;
+        }
+        self.entry(&format!("{MODULES}/order"), FILE, (0, 0), order.as_bytes())
+    }
+
+    /// The archive's bytes.
+    ///
+    /// # Errors
+    /// When the archive cannot be written.
+    pub fn finish(self) -> io::Result<Vec<u8>> {
+        let mut bytes = cpio::newc::trailer(self.bytes)?;
+        // Archives can then be appended to each other.
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        Ok(bytes)
+    }
+
     fn entry(
         &mut self,
         name: &str,

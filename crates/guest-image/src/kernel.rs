@@ -10,6 +10,16 @@ use crate::elf::{Elf, ElfError};
 use crate::modules::Module;
 use crate::{FORMAT, GuestImageError, KernelSource, Request, files, io_error, package, replace};
 
+/// The modules that a guest needs, the most urgent first: what the disks and the port to the
+/// host hang on, then what only mounting needs.
+const WANTED: [&str; 6] = [
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_rng",
+    "virtio_net",
+    "erofs",
+    "overlay",
+];
 /// The largest vmlinux taken, bytes; Debian's cloud flavour has 58 MB.
 const MAX_VMLINUX: u64 = 512 << 20;
 /// XEN_ELFNOTE_PHYS32_ENTRY, `xen/interface/elfnote.h`: where PVH starts the kernel.
@@ -182,7 +192,7 @@ pub(crate) fn prepare(
                 return Ok(kernel);
             }
             let directory = tempfile::tempdir_in(out).map_err(io_error("make a file in", out))?;
-            let deb = package::download(directory.path(), progress)?;
+            let deb = package::download(package::GUEST_KERNEL, directory.path(), progress)?;
             let stamp = format!("apt:{}", file_name(&deb));
             take_deb(out, &deb, stamp, progress)
         }
@@ -225,7 +235,7 @@ fn take(
         path: image.to_owned(),
         source,
     })?;
-    let modules = crate::modules::collect(&root.join("lib/modules").join(&release))?;
+    let modules = crate::modules::collect(&root.join("lib/modules").join(&release), &WANTED)?;
     let cache = out.join(files::CACHE);
     std::fs::create_dir_all(&cache).map_err(io_error("make", &cache))?;
     for module in &modules {

@@ -19,9 +19,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use elf::ElfError;
+pub use initramfs::Archive;
 pub use kernel::{KernelError, extract_vmlinux};
-pub use modules::ModuleError;
-pub use package::{PackageError, find_deb};
+pub use modules::{Module, ModuleError, collect as collect_modules};
+pub use package::{PackageError, download as download_package, find_deb, unpack as unpack_package};
 
 /// Raised when the same inputs give different files than before.
 const FORMAT: u32 = 9;

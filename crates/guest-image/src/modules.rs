@@ -1,4 +1,4 @@
-//! The kernel modules that a guest needs, in the order in which they can be inserted.
+//! Kernel modules that are needed, in the order in which they can be inserted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -6,16 +6,6 @@ use std::path::{Path, PathBuf};
 
 use crate::elf::{Elf, ElfError};
 
-/// What a guest needs, the most urgent first: what the disks and the port to the host hang
-/// on, then what only mounting needs.
-const WANTED: [&str; 6] = [
-    "virtio_mmio",
-    "virtio_blk",
-    "virtio_rng",
-    "virtio_net",
-    "erofs",
-    "overlay",
-];
 /// The largest module taken, bytes uncompressed.
 const MAX_MODULE: u64 = 64 << 20;
 /// Directories nest this deep under `kernel/` at most.
@@ -47,9 +37,11 @@ pub enum ModuleError {
 
 /// A module, uncompressed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Module {
-    pub(crate) file: String,
-    pub(crate) bytes: Vec<u8>,
+pub struct Module {
+    /// Its file's name, without what says how it was compressed.
+    pub file: String,
+    /// What is inserted.
+    pub bytes: Vec<u8>,
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ModuleError + '_ {
@@ -59,8 +51,12 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ModuleError + '_ {
     }
 }
 
-/// Reads the wanted modules of `lib/modules/<release>` and what they depend on.
-pub(crate) fn collect(directory: &Path) -> Result<Vec<Module>, ModuleError> {
+/// Reads the wanted modules of `lib/modules/<release>` and what they depend on, in an order
+/// in which they can be inserted. What is built into the kernel needs none.
+///
+/// # Errors
+/// See [`ModuleError`].
+pub fn collect(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>, ModuleError> {
     let mut found = BTreeMap::new();
     index(&directory.join("kernel"), MAX_DEPTH, &mut found)?;
     let builtin = directory.join("modules.builtin");
@@ -75,7 +71,7 @@ pub(crate) fn collect(directory: &Path) -> Result<Vec<Module>, ModuleError> {
         seen: BTreeSet::new(),
         modules: Vec::new(),
     };
-    for name in WANTED {
+    for name in wanted {
         collected.add(name)?;
     }
     Ok(collected.modules)

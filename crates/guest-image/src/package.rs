@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The kernel series that guests run, and its flavour.
-const SERIES: &str = "6.12";
-const PATTERN: &str = r"^linux-image-6\.12\..*-cloud-amd64-unsigned$";
+pub(crate) const GUEST_KERNEL: &str = r"^linux-image-6\.12\..*-cloud-amd64-unsigned$";
 
 /// A kernel package cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -31,28 +30,32 @@ pub enum PackageError {
     },
     /// The package lists have none.
     #[error(
-        "apt knows no package linux-image-{SERIES}.*-cloud-amd64-unsigned: on Debian 12 add \
-         bookworm-backports or bookworm-security to its sources, or give a package with \
-         --kernel-deb"
+        "apt knows no package {0}: on Debian 12 add bookworm-backports or bookworm-security to \
+         its sources, or give a package with --kernel-deb"
     )]
-    NoCandidate,
+    NoCandidate(String),
     /// apt-get said that it downloaded something, and there is nothing.
     #[error("apt-get download left no package in '{}'", .0.display())]
     NotDownloaded(PathBuf),
 }
 
-/// Downloads the newest suitable package into `directory`.
-pub(crate) fn download(
+/// Downloads into `directory` the newest package whose name matches `pattern`, a regular
+/// expression of apt-cache's.
+///
+/// # Errors
+/// See [`PackageError`].
+pub fn download(
+    pattern: &str,
     directory: &Path,
     progress: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, PackageError> {
-    let mut package = newest()?;
+    let mut package = newest(pattern)?;
     if package.is_none() {
         progress("fetching apt's package lists");
         run("apt-get", Command::new("apt-get").args(["update", "-q"]))?;
-        package = newest()?;
+        package = newest(pattern)?;
     }
-    let package = package.ok_or(PackageError::NoCandidate)?;
+    let package = package.ok_or_else(|| PackageError::NoCandidate(pattern.to_owned()))?;
     progress(&format!("downloading {package}"));
     // Without the sandbox user, who may not be allowed to write into the directory.
     run(
@@ -79,7 +82,10 @@ pub fn find_deb(directory: &Path) -> Option<PathBuf> {
 }
 
 /// Unpacks a package's files into `directory`.
-pub(crate) fn unpack(deb: &Path, directory: &Path) -> Result<(), PackageError> {
+///
+/// # Errors
+/// See [`PackageError`].
+pub fn unpack(deb: &Path, directory: &Path) -> Result<(), PackageError> {
     run(
         "dpkg-deb",
         Command::new("dpkg-deb").arg("-x").arg(deb).arg(directory),
@@ -87,11 +93,11 @@ pub(crate) fn unpack(deb: &Path, directory: &Path) -> Result<(), PackageError> {
     .map(drop)
 }
 
-/// The newest package of the series that apt can download.
-fn newest() -> Result<Option<String>, PackageError> {
+/// The newest of those packages that apt can download.
+fn newest(pattern: &str) -> Result<Option<String>, PackageError> {
     let listed = run(
         "apt-cache",
-        Command::new("apt-cache").args(["search", "--names-only", PATTERN]),
+        Command::new("apt-cache").args(["search", "--names-only", pattern]),
     )?;
     let mut names: Vec<String> = String::from_utf8_lossy(&listed.stdout)
         .lines()
