@@ -75,7 +75,7 @@ pub async fn serve(stream: UnixStream, router: Router, shutdown: CancellationTok
 }
 
 async fn answer(router: Router, mut request: Request<Incoming>) -> Result<Response, Infallible> {
-    if let Err(refused) = strip_version(&mut request) {
+    if let Err(refused) = strip_version(&mut request).and_then(|()| strip_slash(&mut request)) {
         return Ok(crate::routes::docker_headers(refused.into_response()).await);
     }
     router.oneshot(request).await
@@ -113,6 +113,23 @@ fn strip_version<B>(request: &mut Request<B>) -> Result<(), ApiError> {
         })?;
     }
     request.extensions_mut().insert(version);
+    Ok(())
+}
+
+/// Takes a slash off the end of the path: `/networks/` is `/networks`.
+fn strip_slash<B>(request: &mut Request<B>) -> Result<(), ApiError> {
+    let path = request.uri().path();
+    let bare = match path.strip_suffix('/') {
+        Some(bare) if !bare.is_empty() => bare,
+        _ => return Ok(()),
+    };
+    let stripped = match request.uri().query() {
+        Some(query) => format!("{bare}?{query}"),
+        None => bare.to_owned(),
+    };
+    *request.uri_mut() = stripped.parse::<Uri>().map_err(|error| {
+        ApiError::new(StatusCode::BAD_REQUEST, format!("invalid path: {error}"))
+    })?;
     Ok(())
 }
 

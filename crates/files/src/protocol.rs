@@ -122,7 +122,13 @@ impl FilesError {
             _ => FilesErrorKind::Other,
         };
         let path = bulkhead_tar::readable(path);
-        Self::new(kind, format!("{what} {path}: {error}"))
+        let why = match error {
+            // In the words of clients' libraries, some of which look for them.
+            Errno::NOTDIR => "not a directory".to_owned(),
+            Errno::NOENT => "no such file or directory".to_owned(),
+            other => other.to_string(),
+        };
+        Self::new(kind, format!("{what} {path}: {why}"))
     }
 }
 

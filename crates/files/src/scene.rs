@@ -328,7 +328,12 @@ fn resolve(root: &OwnedFd, path: &str, kind: OFlags) -> rustix::io::Result<Owned
 /// means what is behind a link.
 fn absolute(path: &str) -> String {
     let cleaned = clean(path);
-    let last = path.rsplit('/').next().unwrap_or_default();
+    // A slash behind a dot adds nothing to it.
+    let dotted = match path.trim_end_matches('/') {
+        trimmed if trimmed == "." || trimmed.ends_with("/.") => trimmed,
+        _ => path,
+    };
+    let last = dotted.rsplit('/').next().unwrap_or_default();
     match last {
         "." if cleaned != "/" => format!("{cleaned}/."),
         "." => "/.".to_owned(),

@@ -141,7 +141,9 @@ fn check_cpu(host_config: &HostConfig, facts: &HostFacts) -> Result<(), Invalid>
         return Err(limit("CPU cfs quota can not be less than 1ms (i.e. 1000)"));
     }
     if host_config.cpu_shares.is_some_and(|shares| shares < 0) {
-        return Err(limit("CPU shares can not be less than 0"));
+        return Err(limit(
+            "invalid CPU shares: value must be a positive integer (CPU shares can not be less than 0)",
+        ));
     }
     let realtime = host_config.cpu_realtime_runtime.unwrap_or(0) != 0
         || host_config.cpu_realtime_period.unwrap_or(0) != 0;

@@ -15,7 +15,7 @@ use futures::{Stream, StreamExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::body;
+use super::body::OptionalJson;
 use super::query::Params;
 use crate::error::{ApiError, ApiResult};
 use crate::services::containers::{CommitRequest, WriteArchive};
@@ -203,17 +203,15 @@ async fn export(State(state): State<AppState>, Path(id): Path<String>) -> ApiRes
     Ok(archive(stream.into_stream()))
 }
 
-async fn commit(State(state): State<AppState>, params: Params, body: Body) -> ApiResult<Response> {
+async fn commit(
+    State(state): State<AppState>,
+    params: Params,
+    OptionalJson(config): OptionalJson<ContainerConfig>,
+) -> ApiResult<Response> {
     let container = params
         .get("container")
         .ok_or_else(|| ApiError::bad_request("bad parameter: 'container' cannot be empty"))?;
     let container = state.containers.find(container)?;
-    let bytes = body::read(body).await?;
-    let config: Option<ContainerConfig> = if bytes.iter().all(u8::is_ascii_whitespace) {
-        None
-    } else {
-        body::decode(&bytes)?
-    };
     let reference = params
         .get("repo")
         .map(|repository| images::reference(repository, params.get("tag")))

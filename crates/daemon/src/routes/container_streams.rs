@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::body;
+use super::body::{JsonBody, OptionalJson};
 use super::query::Params;
 use super::streams::{self, DetachKeys, Ended, MULTIPLEXED, RAW};
 use crate::connection::ApiVersion;
@@ -250,9 +250,18 @@ async fn read_logs(
 }
 
 fn size(params: &Params) -> ApiResult<TerminalSize> {
+    let side = |key: &str, what: &str| {
+        let text = params.get(key).unwrap_or_default();
+        // 32 bits are what the API has; no terminal has more than 16.
+        let number = text.parse::<i64>().map_err(|_| "invalid syntax");
+        number
+            .and_then(|number| u32::try_from(number).map_err(|_| "value out of range"))
+            .map(|number| u16::try_from(number).unwrap_or(u16::MAX))
+            .map_err(|why| ApiError::bad_request(format!("invalid resize {what} {text:?}: {why}")))
+    };
     Ok(TerminalSize {
-        width: params.number("w")?.unwrap_or(0),
-        height: params.number("h")?.unwrap_or(0),
+        height: side("h", "height")?,
+        width: side("w", "width")?,
     })
 }
 
@@ -261,8 +270,8 @@ async fn resize(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult<StatusCode> {
-    let container = state.containers.find(&id)?;
     let size = size(&params)?;
+    let container = state.containers.find(&id)?;
     let task =
         container.view().task.clone().ok_or_else(|| {
             ApiError::conflict(format!("container {} is not running", container.id))
@@ -283,10 +292,9 @@ async fn resize(
 async fn exec_create(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    body: Body,
+    JsonBody(request): JsonBody<ExecRequest>,
 ) -> ApiResult<Response> {
     let container = state.containers.find(&id)?;
-    let request: ExecRequest = body::json(body).await?;
     DetachKeys::parse(
         request
             .detach_keys
@@ -309,15 +317,10 @@ async fn exec_start(
     Path(id): Path<String>,
     axum::Extension(version): axum::Extension<ApiVersion>,
     hijack: Hijack,
-    body: Body,
+    OptionalJson(options): OptionalJson<ExecStart>,
 ) -> ApiResult<Response> {
+    let options = options.unwrap_or_default();
     let exec = state.containers.exec_find(&id)?;
-    let bytes = body::read(body).await?;
-    let options: ExecStart = if bytes.is_empty() {
-        ExecStart::default()
-    } else {
-        body::decode(&bytes)?
-    };
     let detach_keys = exec.request.detach_keys.as_deref();
     let keys = DetachKeys::parse(detach_keys.filter(|keys| !keys.is_empty()))?;
     state.containers.exec_claim(&exec)?;
@@ -382,8 +385,9 @@ async fn exec_resize(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult<StatusCode> {
+    let size = size(&params)?;
     let exec = state.containers.exec_find(&id)?;
-    state.containers.exec_resize(&exec, size(&params)?).await?;
+    state.containers.exec_resize(&exec, size).await?;
     Ok(StatusCode::OK)
 }
 

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, post};
 use serde_json::{Value, json};
 
-use super::body;
+use super::body::JsonBody;
 use super::query::{Params, check_filters};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
@@ -36,8 +36,11 @@ pub fn router() -> Router<AppState> {
         .route("/containers/{id}", delete(remove))
 }
 
-async fn create(State(state): State<AppState>, params: Params, body: Body) -> ApiResult<Response> {
-    let body: Value = body::json(body).await?;
+async fn create(
+    State(state): State<AppState>,
+    params: Params,
+    JsonBody(body): JsonBody<Value>,
+) -> ApiResult<Response> {
     if !body.is_object() {
         return Err(ApiError::bad_request("invalid JSON: an object is expected"));
     }
@@ -162,10 +165,9 @@ async fn wait(
 async fn update(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    body: Body,
+    JsonBody(request): JsonBody<UpdateRequest>,
 ) -> ApiResult<Json<Value>> {
     let container = state.containers.find(&id)?;
-    let request: UpdateRequest = body::json(body).await?;
     container.update(request).await?;
     Ok(Json(json!({ "Warnings": null })))
 }

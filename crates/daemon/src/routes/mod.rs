@@ -17,8 +17,10 @@ pub mod streams;
 pub mod system;
 
 use axum::Router;
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 
 use crate::config::API_VERSION;
 use crate::error::ApiError;
@@ -37,8 +39,22 @@ pub fn router(state: AppState) -> Router {
         .merge(container_views::router())
         .fallback(|| async { ApiError::not_found("page not found") })
         .method_not_allowed_fallback(|| async { ApiError::not_found("page not found") })
+        .layer(axum::middleware::from_fn(to_its_end))
         .layer(axum::middleware::map_response(docker_headers))
         .with_state(state)
+}
+
+/// Lets a request that changes something come to its end also when its client goes away: a
+/// restart that was begun ends with a container that runs. Streams still end with whoever
+/// reads or writes them.
+async fn to_its_end(request: Request, next: Next) -> Response {
+    if request.method() == Method::GET || request.method() == Method::HEAD {
+        return next.run(request).await;
+    }
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => ApiError::internal("the request was not answered", &error).into_response(),
+    }
 }
 
 /// Headers of every answer.

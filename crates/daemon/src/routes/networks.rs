@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
@@ -12,10 +11,11 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body;
+use super::body::JsonBody;
 use super::network_shapes;
 use super::query::{Params, check_filters, labels_match, timestamp};
 use crate::error::{ApiError, ApiResult};
+use crate::services::networks::CreateRequest;
 use crate::services::networks::NetworkView;
 use crate::state::AppState;
 
@@ -94,9 +94,8 @@ async fn inspect(
 
 async fn create(
     State(state): State<AppState>,
-    request: Body,
+    JsonBody(request): JsonBody<CreateRequest>,
 ) -> ApiResult<(StatusCode, Json<Value>)> {
-    let request = body::json(request).await?;
     let id = state.networks.create(request).await?;
     Ok((
         StatusCode::CREATED,
@@ -146,9 +145,8 @@ struct ConnectRequest {
 async fn connect(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    request: Body,
+    JsonBody(request): JsonBody<ConnectRequest>,
 ) -> ApiResult<()> {
-    let request: ConnectRequest = body::json(request).await?;
     let container = state.containers.find(&request.container)?;
     container
         .connect(&id, request.endpoint_config.unwrap_or_default())
@@ -167,9 +165,8 @@ struct DisconnectRequest {
 async fn disconnect(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    request: Body,
+    JsonBody(request): JsonBody<DisconnectRequest>,
 ) -> ApiResult<()> {
-    let request: DisconnectRequest = body::json(request).await?;
     let container = state.containers.find(&request.container)?;
     container.disconnect(&id, request.force).await
 }

@@ -84,7 +84,7 @@ fn key(text: &str) -> Option<u8> {
         let [letter] = letter.as_bytes() else {
             return None;
         };
-        return match letter.to_ascii_lowercase() {
+        return match *letter {
             letter @ b'a'..=b'z' => Some(letter - b'a' + 1),
             b'@' => Some(0),
             letter @ b'['..=b'_' => Some(letter - b'[' + 27),

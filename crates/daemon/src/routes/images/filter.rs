@@ -150,8 +150,12 @@ pub(super) fn is_shown(reference: &Reference, filters: &Filters) -> bool {
 }
 
 /// A reference as a pattern may mean it: with and without its tag or digest.
-fn names_of(reference: &Reference) -> [String; 2] {
-    [reference.familiar(), reference.familiar_name()]
+fn names_of(reference: &Reference) -> [String; 4] {
+    let (short, name) = (reference.familiar(), reference.familiar_name());
+    // The whole name, with what the short one leaves out.
+    let whole = reference.name();
+    let rest = short.strip_prefix(&name).unwrap_or_default();
+    [short.clone(), name.clone(), format!("{whole}{rest}"), whole]
 }
 
 /// Shell patterns as Go's `path.Match` reads them: `*` and `?` stop at a slash.
@@ -246,8 +250,15 @@ mod tests {
         let reference = Reference::parse("localhost:5000/a:1").unwrap();
         assert_eq!(
             names_of(&reference),
-            ["localhost:5000/a:1", "localhost:5000/a"]
+            [
+                "localhost:5000/a:1",
+                "localhost:5000/a",
+                "localhost:5000/a:1",
+                "localhost:5000/a"
+            ]
         );
+        let names = names_of(&Reference::parse("a:1").unwrap());
+        assert_eq!(names[2..], ["docker.io/library/a:1", "docker.io/library/a"]);
     }
 
     #[test]

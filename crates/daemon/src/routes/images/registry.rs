@@ -20,6 +20,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::super::body::JsonBody;
 use super::super::query::{Params, check_filters};
 use super::transfer::{encode, stream_response};
 use crate::error::{ApiError, ApiResult};
@@ -118,8 +119,10 @@ pub(super) async fn push(
 }
 
 /// `docker login`.
-pub(super) async fn login(State(state): State<AppState>, body: Body) -> ApiResult<Json<Value>> {
-    let credentials: Credentials = super::super::body::json(body).await?;
+pub(super) async fn login(
+    State(state): State<AppState>,
+    JsonBody(credentials): JsonBody<Credentials>,
+) -> ApiResult<Json<Value>> {
     let login = state
         .registry
         .login(&credentials.normalized())

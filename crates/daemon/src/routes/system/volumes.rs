@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -11,7 +10,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::body;
+use super::super::body::OptionalJson;
 use super::super::query::{Params, check_filters, labels_match};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
@@ -82,8 +81,11 @@ struct CreateBody {
     cluster_volume_spec: Option<Value>,
 }
 
-async fn create(State(state): State<AppState>, body: Body) -> ApiResult<Response> {
-    let body: CreateBody = body::json(body).await?;
+async fn create(
+    State(state): State<AppState>,
+    OptionalJson(body): OptionalJson<CreateBody>,
+) -> ApiResult<Response> {
+    let body = body.unwrap_or_default();
     if body.cluster_volume_spec.is_some_and(|spec| !spec.is_null()) {
         return Err(ApiError::bad_request(
             "cluster volumes need a swarm, which bulkhead does not have",

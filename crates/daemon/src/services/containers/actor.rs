@@ -558,7 +558,7 @@ impl Actor {
         let name = names::check(name)?.to_owned();
         if name == self.record.name {
             return Err(ApiError::bad_request(
-                "renaming a container with the same name as its current name",
+                "Renaming a container with the same name as its current name",
             ));
         }
         self.shared.reserve_name(&name, &self.record.id)?;

@@ -37,6 +37,57 @@ struct Rest {
 }
 
 /// What is needed of an image.
+/// What has words of its own in the API, before the body is taken apart by its types.
+fn check_body(body: &Value) -> ApiResult<()> {
+    let Some(fields) = body.as_object() else {
+        return Err(ApiError::bad_request("invalid JSON: an object is expected"));
+    };
+    let parts = ["HostConfig", "NetworkingConfig"];
+    if fields.keys().all(|key| parts.contains(&key.as_str())) {
+        return Err(ApiError::bad_request(
+            "config cannot be empty in order to create a container",
+        ));
+    }
+    let host_config = &body["HostConfig"];
+    let policy = host_config["RestartPolicy"]["Name"].as_str();
+    if let Some(unknown) =
+        policy.filter(|name| !["", "no", "always", "unless-stopped", "on-failure"].contains(name))
+    {
+        return Err(ApiError::bad_request(format!(
+            "invalid restart policy: unknown policy '{unknown}'; use one of 'no', 'always', \
+             'on-failure', or 'unless-stopped'"
+        )));
+    }
+    if host_config["Annotations"].get("").is_some() {
+        return Err(ApiError::bad_request(
+            "invalid Annotations: the empty string is not permitted as an annotation key",
+        ));
+    }
+    Ok(())
+}
+
+/// Gives values that mean the same one form.
+fn normalize(config: &mut ContainerConfig, host_config: &mut HostConfig) {
+    if let Some(directory) = config.working_dir.as_mut()
+        && directory.starts_with('/')
+    {
+        let parts = directory
+            .split('/')
+            .filter(|part| !matches!(*part, "" | "."));
+        let kept = parts.fold(Vec::new(), |mut kept, part| {
+            if part == ".." {
+                kept.pop();
+            } else {
+                kept.push(part);
+            }
+            kept
+        });
+        *directory = format!("/{}", kept.join("/"));
+    }
+    // Unlimited.
+    host_config.pids_limit = host_config.pids_limit.filter(|limit| *limit > 0);
+}
+
 struct Image {
     id: ImageId,
     config: bollard_stubs::models::ImageConfig,
@@ -58,10 +109,12 @@ impl Containers {
         let _creating = self.shared.creating.read().await;
         let name = name.map(names::check).transpose()?.map(str::to_owned);
         let isolation = self.requested_isolation(&body)?;
+        check_body(&body)?;
         let decode = |error| ApiError::bad_request(format!("invalid JSON: {error}"));
         let mut config = ContainerConfig::deserialize(&body).map_err(decode)?;
         let Rest { host_config } = Rest::deserialize(&body).map_err(decode)?;
         let mut host_config = host_config.unwrap_or_default();
+        normalize(&mut config, &mut host_config);
         let reference = config.image.clone().unwrap_or_default();
         if reference.is_empty() {
             return Err(ApiError::bad_request("no image specified"));

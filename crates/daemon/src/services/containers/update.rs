@@ -80,8 +80,11 @@ impl UpdateRequest {
         keep(&mut new.cpu_period, given(self.cpu_period));
         keep(&mut new.cpu_quota, given(self.cpu_quota));
         keep(&mut new.nano_cpus, given(self.nano_cpus));
-        // Here 0 means unlimited.
-        keep(&mut new.pids_limit, self.pids_limit);
+        // Here 0 means unlimited, and so does what is less.
+        keep(
+            &mut new.pids_limit,
+            self.pids_limit.map(|limit| limit.max(0)),
+        );
         if let Some(cpus) = named(&self.cpuset_cpus) {
             new.cpuset_cpus = Some(cpus);
         }
@@ -97,10 +100,11 @@ impl UpdateRequest {
                 .is_some_and(|name| name != bollard_stubs::models::RestartPolicyNameEnum::EMPTY)
         {
             if record.auto_remove() {
-                return Err(cannot(
-                    "Restart policy cannot be updated because AutoRemove is enabled for the \
-                     container",
-                ));
+                return Err(ApiError::conflict(format!(
+                    "Cannot update container {}: Restart policy cannot be updated because \
+                     AutoRemove is enabled for the container",
+                    record.id
+                )));
             }
             new.restart_policy = Some(policy.clone());
             bulkhead_spec::check_restart(&new).map_err(|error| cannot(&error.to_string()))?;
