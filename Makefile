@@ -55,6 +55,12 @@ test-e2e-all: setup-test guest
 RIG_CASES ?= run:: exec:: limits:: life:: promise::
 RIG_SECONDS ?= 3600
 test-kvm: setup-test guest
+	@echo "==> machines of the kvm engine"
+	@for machines in $$(cargo test --release --locked --no-run --message-format json \
+	    -p bulkhead-engine-kvm -p bulkhead-vmwp --test tiny_guests --test machine 2>/dev/null \
+	    | jq -r 'select(.target.kind == ["test"] and .executable) | .executable'); do \
+	    BULKHEAD_TEST_VM_ENGINE=kvm $(BIN)/xtask rig --timeout $(RIG_SECONDS) -- \
+	        "$$machines" --test-threads 1 || exit; done
 	@echo "==> end to end, on KVM and cgroup v2"
 	@e2e=$$(cargo test --release --locked --workspace --test e2e --no-run --message-format json 2>/dev/null \
 	    | jq -r 'select(.target.name == "e2e" and .executable) | .executable') && \

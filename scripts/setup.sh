@@ -38,6 +38,7 @@ if [ "${1:-build}" != build ]; then
     need /usr/bin/skopeo skopeo
     need /usr/bin/docker-registry docker-registry
     need /usr/bin/openssl openssl
+    need /usr/bin/iasl acpica-tools
 fi
 # Any docker client will do; Debian's is in docker.io, beside an engine that nobody starts here.
 command -v docker >/dev/null || missing="$missing docker.io"
