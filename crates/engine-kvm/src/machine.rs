@@ -29,6 +29,10 @@ use crate::vm::{Vm, VmError};
 /// The name in messages.
 pub(crate) const ENGINE: &str = "the kvm engine";
 
+/// Bytes of a thread's stack. None recurses, and hundreds of CPUs count against the worker's
+/// limit of address space.
+const STACK: usize = 256 << 10;
+
 fn io_error(context: impl Into<String>) -> impl FnOnce(io::Error) -> BootError {
     let context = context.into();
     move |source| BootError::Io { context, source }
@@ -284,7 +288,8 @@ impl Crew {
         }
         self.alive.send_modify(|alive| *alive += 1);
         let alive = Alive(self.alive.clone(), ending.clone());
-        let handle = std::thread::Builder::new().name(name).spawn(move || {
+        let thread = std::thread::Builder::new().name(name).stack_size(STACK);
+        let handle = thread.spawn(move || {
             let _alive = alive;
             body();
         })?;
