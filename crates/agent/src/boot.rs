@@ -7,17 +7,12 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit};
 
 use crate::uevent::Uevents;
-use crate::{network, port};
-
-/// Kernel modules in the initramfs and, one file name a line, the order to load them in.
-const MODULES: &str = "/modules";
-const MODULES_ORDER: &str = "/modules/order";
+use crate::{modules, network, port};
 
 /// A step of the start failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +54,7 @@ pub fn prepare() -> Result<File, BootError> {
     mount_system()?;
     open_standard_streams();
     let uevents = Uevents::subscribe().map_err(step("listen for devices"))?;
-    load_modules()?;
+    modules::load_all().map_err(|(what, error)| step(what)(error))?;
     control_groups()?;
     network::loopback_up().map_err(step("bring up the loopback interface"))?;
     limits();
@@ -142,25 +137,6 @@ fn open_standard_streams() {
     let _ = rustix::stdio::dup2_stdin(&null);
     let _ = rustix::stdio::dup2_stdout(output);
     let _ = rustix::stdio::dup2_stderr(output);
-}
-
-fn load_modules() -> Result<(), BootError> {
-    let order = match std::fs::read_to_string(MODULES_ORDER) {
-        Ok(order) => order,
-        // A kernel with everything built in.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(step(format!("read {MODULES_ORDER}"))(error)),
-    };
-    for name in order.lines().map(str::trim).filter(|name| !name.is_empty()) {
-        let path: PathBuf = Path::new(MODULES).join(name);
-        let module = File::open(&path).map_err(step(format!("open {}", path.display())))?;
-        match rustix::system::finit_module(&module, c"", 0) {
-            // It is built in, or loaded as another's dependency.
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(step(format!("load the module {name}"))(error)),
-        }
-    }
-    Ok(())
 }
 
 /// Makes every controller of the unified hierarchy available to containers.

@@ -11,6 +11,7 @@ mod debug;
 mod disks;
 mod files;
 mod ground;
+mod modules;
 mod network;
 mod port;
 mod service;

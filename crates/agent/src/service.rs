@@ -365,6 +365,7 @@ impl Service {
         let mut spec = protected(*create.spec);
         if self.ground.is_machine() {
             crate::sysctl::apply(&mut spec)?;
+            crate::modules::load_for(&spec)?;
         }
         let given = injected_files.clone();
         let request = CreateRequest {

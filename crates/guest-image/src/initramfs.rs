@@ -19,8 +19,8 @@ const USERS: &[u8] =
     b"root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n";
 const GROUPS: &[u8] = b"root:x:0:\nnogroup:x:65534:\n";
 
-/// Where the guest finds its modules: `/modules/<file>`, and `/modules/order` names the
-/// files, one a line.
+/// Where the guest finds its modules: `/modules/<file>`, and `/modules/order` names those
+/// that every guest needs, one a line.
 const MODULES: &str = "modules";
 
 pub(crate) fn archive(agent: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
@@ -70,8 +70,10 @@ impl Archive {
     pub fn modules(&mut self, modules: &[Module]) -> io::Result<()> {
         let mut order = String::new();
         for module in modules {
-            order.push_str(&module.file);
-            order.push('\n');
+            if !crate::modules::is_on_demand(&module.file) {
+                order.push_str(&module.file);
+                order.push('\n');
+            }
             let name = format!("{MODULES}/{}", module.file);
             self.entry(&name, FILE, (0, 0), &module.bytes)?;
         }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::elf::{Elf, ElfError};
 
+/// What only some containers need, where the kernel has it: the agent inserts it for them.
+const ON_DEMAND: [&str; 1] = ["tun"];
 /// The largest module taken, bytes uncompressed.
 const MAX_MODULE: u64 = 64 << 20;
 /// Directories nest this deep under `kernel/` at most.
@@ -74,7 +76,19 @@ pub fn collect(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>, ModuleE
     for name in wanted {
         collected.add(name)?;
     }
+    for name in ON_DEMAND {
+        if collected.found.contains_key(name) {
+            collected.add(name)?;
+        }
+    }
     Ok(collected.modules)
+}
+
+/// Whether a module's file is left to the agent to insert.
+pub(crate) fn is_on_demand(file: &str) -> bool {
+    ON_DEMAND
+        .iter()
+        .any(|name| file.strip_suffix(".ko") == Some(*name))
 }
 
 struct Collected {

@@ -5,8 +5,11 @@
 
 use std::path::PathBuf;
 
-use bulkhead_isolation::{ErrorKind, IsolationError};
-use oci_spec::runtime::{LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, Process, Spec};
+use bulkhead_isolation::{ErrorKind, IsolationError, KERNEL_DEVICES};
+use oci_spec::runtime::{
+    LinuxDevice, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, Process,
+    Spec,
+};
 
 /// The specification for the guest, whose payload may use `payload` bytes of memory.
 ///
@@ -32,7 +35,8 @@ pub fn adapt(mut spec: Spec, payload: u64) -> Result<Spec, IsolationError> {
                 return Err(refused(&format!("joining a {kind} namespace of the host")));
             }
         }
-        if let Some(device) = linux.devices().iter().flatten().next() {
+        let strange = |device: &&LinuxDevice| !is_of_the_kernel(device);
+        if let Some(device) = linux.devices().iter().flatten().find(strange) {
             let path = device.path().display().to_string();
             return Err(refused(&format!("the host's device {path}")));
         }
@@ -47,6 +51,14 @@ pub fn adapt(mut spec: Spec, payload: u64) -> Result<Spec, IsolationError> {
         root.set_path(PathBuf::from("rootfs"));
     }
     Ok(spec)
+}
+
+/// Whether the guest's kernel has this device by itself.
+fn is_of_the_kernel(device: &LinuxDevice) -> bool {
+    device.typ() == LinuxDeviceType::C
+        && KERNEL_DEVICES.iter().any(|(_, major, minor)| {
+            (device.major(), device.minor()) == (i64::from(*major), i64::from(*minor))
+        })
 }
 
 /// The network namespace that the container is to be in; `None` for a fresh, empty one.
@@ -88,12 +100,7 @@ fn adapt_resources(resources: &mut LinuxResources, payload: u64) -> Result<(), I
         .map_err(|error| IsolationError::other("cannot write the guest's memory limit", error))?;
     resources.set_memory(Some(memory));
     if let Some(mut cpu) = resources.cpu().clone() {
-        let listed = |list: &Option<String>| list.as_deref().is_some_and(|list| !list.is_empty());
-        if listed(cpu.cpus()) || listed(cpu.mems()) {
-            return Err(refused(
-                "a choice of the host's CPUs or memory nodes (use --cpus for how many)",
-            ));
-        }
+        // The worker is kept to the host's CPUs; the guest has numbers of its own.
         cpu.set_cpus(None);
         cpu.set_mems(None);
         // Unified groups have no real-time budget.
@@ -184,8 +191,7 @@ mod tests {
     fn what_is_the_hosts_is_refused() {
         for part in [
             r#""linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}"#,
-            r#""linux":{"devices":[{"path":"/dev/fuse","type":"c","major":10,"minor":229}]}"#,
-            r#""linux":{"resources":{"cpu":{"cpus":"0"}}}"#,
+            r#""linux":{"devices":[{"path":"/dev/kvm","type":"c","major":10,"minor":232}]}"#,
             r#""linux":{"resources":{"blockIO":{"throttleReadBpsDevice":
                 [{"major":8,"minor":0,"rate":1}]}}}"#,
         ] {

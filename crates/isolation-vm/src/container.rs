@@ -18,7 +18,7 @@ use crate::files::VmFiles;
 use crate::given::GivenFiles;
 use crate::network::VmNetwork;
 use crate::process::{VmProcess, Wanted};
-use crate::sizing::Size;
+use crate::sizing::{self, Size};
 use crate::vm::Vm;
 
 /// See the module.
@@ -118,7 +118,14 @@ impl Container for VmContainer {
     }
 
     async fn update(&self, resources: Resources) -> Result<()> {
-        let resources = updatable(resources, self.size)?;
+        let host_cpus = match resources.cpuset_cpus.as_deref() {
+            Some(list) => sizing::host_cpu_list(list)?,
+            None => None,
+        };
+        let resources = updatable(resources, &self.size)?;
+        if let Some(cpus) = host_cpus {
+            self.vm.pin(&cpus)?;
+        }
         self.vm.call(Update { resources }).await
     }
 
@@ -146,7 +153,7 @@ impl Container for VmContainer {
 }
 
 /// The new limits as they can hold in this machine.
-fn updatable(mut resources: Resources, size: Size) -> Result<Resources> {
+fn updatable(mut resources: Resources, size: &Size) -> Result<Resources> {
     let invalid = |message: String| Err(IsolationError::new(ErrorKind::InvalidArgument, message));
     if let Some(memory) = resources.memory {
         let within = u64::try_from(memory).is_ok_and(|memory| memory <= size.payload);
@@ -158,18 +165,7 @@ fn updatable(mut resources: Resources, size: Size) -> Result<Resources> {
             ));
         }
     }
-    if [&resources.cpuset_cpus, &resources.cpuset_mems]
-        .into_iter()
-        .flatten()
-        .any(|list| !list.is_empty())
-    {
-        return invalid(
-            "the host's CPUs and memory nodes cannot be chosen with hyperv isolation: the \
-             container has its own kernel; use --cpus for how many"
-                .to_owned(),
-        );
-    }
-    // A guest has no swap.
+    // A guest has no swap, and CPUs and memory of its own.
     resources.memory_swap = None;
     resources.cpuset_cpus = None;
     resources.cpuset_mems = None;
@@ -184,6 +180,7 @@ mod tests {
         payload: 64 << 20,
         memory: 128 << 20,
         vcpus: 1,
+        host_cpus: None,
     };
 
     #[test]
@@ -193,11 +190,11 @@ mod tests {
             memory_swap: Some(-1),
             ..Resources::default()
         };
-        let lower = updatable(with(32 << 20), SIZE).unwrap();
+        let lower = updatable(with(32 << 20), &SIZE).unwrap();
         assert_eq!(lower.memory, Some(32 << 20));
         assert_eq!(lower.memory_swap, None);
         for memory in [65 << 20, -1] {
-            let error = updatable(with(memory), SIZE).unwrap_err();
+            let error = updatable(with(memory), &SIZE).unwrap_err();
             assert_eq!(error.kind, ErrorKind::InvalidArgument);
         }
     }

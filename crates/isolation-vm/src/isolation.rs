@@ -134,6 +134,7 @@ impl VmIsolation {
             },
             memory_bytes: plan.size.memory,
             vcpus: plan.size.vcpus,
+            host_cpus: plan.size.host_cpus.clone(),
             disks: vec![
                 Disk::Layers {
                     files: plan.layers.clone(),

@@ -1,6 +1,6 @@
 //! How much memory and how many CPUs a machine gets.
 
-use bulkhead_isolation::{ErrorKind, IsolationError, VmSettings};
+use bulkhead_isolation::{ErrorKind, IsolationError, VmSettings, parse_cpu_list};
 use oci_spec::runtime::Spec;
 
 const MIB: u64 = 1 << 20;
@@ -35,7 +35,7 @@ pub fn overhead(payload: u64) -> u64 {
 }
 
 /// A machine's size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Size {
     /// The limit of the payload's group in the guest, bytes.
     pub payload: u64,
@@ -43,6 +43,8 @@ pub struct Size {
     pub memory: u64,
     /// The machine's CPUs.
     pub vcpus: u32,
+    /// The CPUs of the host that it is kept to; all of them without.
+    pub host_cpus: Option<Vec<u32>>,
 }
 
 /// The size that a container's limits, or the defaults, ask for on a host with so many CPUs.
@@ -90,11 +92,32 @@ pub fn size(spec: &Spec, settings: &VmSettings, host_cpus: u32) -> Result<Size, 
         }
         None => settings.default_cpus,
     };
+    let chosen = cpu
+        .and_then(|cpu| cpu.cpus().as_deref())
+        .map(host_cpu_list)
+        .transpose()?
+        .flatten();
+    let available = match &chosen {
+        Some(cpus) => u32::try_from(cpus.len()).unwrap_or(u32::MAX).min(host_cpus),
+        None => host_cpus,
+    };
     Ok(Size {
         payload,
         memory,
-        vcpus: wanted.clamp(1, host_cpus.max(1)),
+        vcpus: wanted.clamp(1, available.max(1)),
+        host_cpus: chosen,
     })
+}
+
+/// The CPUs of the host that a list names; `None` for an empty one.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`] for what is no list.
+pub fn host_cpu_list(list: &str) -> Result<Option<Vec<u32>>, IsolationError> {
+    match parse_cpu_list(list) {
+        Some(cpus) => Ok(Some(cpus).filter(|cpus| !cpus.is_empty())),
+        None => Err(invalid(format!("{list} is no list of CPUs"))),
+    }
 }
 
 fn invalid(message: String) -> IsolationError {
@@ -148,5 +171,9 @@ mod tests {
             4
         );
         assert_eq!(sized(r#"{"cpu":{"quota":-1,"period":100000}}"#).vcpus, 2);
+        // So many as it may run on, at most.
+        let kept = sized(r#"{"cpu":{"cpus":"1"}}"#);
+        assert_eq!((kept.vcpus, kept.host_cpus), (1, Some(vec![1])));
+        assert_eq!(sized(r#"{"cpu":{"cpus":""}}"#).host_cpus, None);
     }
 }

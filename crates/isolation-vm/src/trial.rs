@@ -138,6 +138,7 @@ async fn attempt(directory: &Path, guest: &GuestDir, worker: &Path) -> Result<St
         cmdline_extra: Vec::new(),
         memory_bytes: 256 * MIB,
         vcpus: 1,
+        host_cpus: None,
         disks: Vec::new(),
         nics: Vec::new(),
         runtime_dir: directory.to_owned(),

@@ -117,6 +117,18 @@ impl Vm {
         })
     }
 
+    /// Keeps the machine to these CPUs of the host.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pin(&self, cpus: &[u32]) -> Result<()> {
+        self.worker.pin(cpus).map_err(|error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            let source = source.unwrap_or_default();
+            IsolationError::new(ErrorKind::Other, format!("{error}: {source}"))
+        })
+    }
+
     /// Keeps what is shared with the guest until the machine has ended.
     pub async fn keep(&self, shares: Shares) {
         *self.shares.lock().await = Some(shares);

@@ -5,6 +5,7 @@
 //! traits. This crate knows no kernel interface, no hypervisor and no wire format;
 //! its plain data types serialise because the hyperv isolation sends them to its guest.
 
+mod cpu_list;
 mod error;
 mod model;
 
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use cpu_list::parse_cpu_list;
 pub use error::{ErrorKind, IsolationError, Result};
 pub use model::{
     BlockIo, CpuStats, ExitStatus, InjectedFile, MemoryStats, ProcessInfo, Resources, Stats,
@@ -67,6 +69,20 @@ pub enum Rootfs {
 /// processes are to be in (Docker's `--group-add`), looked up in the container's own
 /// `/etc/group`. Groups that were given by number are in `process.user.additionalGids`.
 pub const GROUP_ADD_ANNOTATION: &str = "org.bulkhead.group-add";
+
+/// Character devices that every Linux kernel makes by itself: path, major and minor number
+/// (`Documentation/admin-guide/devices.txt`). A VM's own kernel has them as the host's has, so
+/// a container in a VM can be given them by name.
+pub const KERNEL_DEVICES: [(&str, u32, u32); 8] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+    ("/dev/fuse", 10, 229),
+    ("/dev/net/tun", 10, 200),
+];
 
 /// All that is needed to make a container.
 #[derive(Debug, Clone)]

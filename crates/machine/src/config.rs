@@ -134,6 +134,9 @@ pub struct MachineConfig {
     pub memory_bytes: u64,
     /// Its CPUs.
     pub vcpus: u32,
+    /// CPUs of the host that it is kept to; all of them without.
+    #[serde(default)]
+    pub host_cpus: Option<Vec<u32>>,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// Its network cards, at most [`MAX_NICS`].

@@ -3,6 +3,7 @@
 //! Owns the worker's process: starts it, kills it, reaps it by its pidfd (so a reaper that
 //! waits for every child does no harm). Knows nothing of what an engine does in there.
 
+mod affinity;
 mod first_process;
 pub mod protocol;
 
@@ -147,7 +148,9 @@ impl Worker {
             sequence: std::sync::atomic::AtomicU64::new(1),
             state,
         };
-        // From here on dropping `worker` kills the process and the task reaps it.
+        // From here on dropping `worker` kills the process and the task reaps it. It has not been
+        // told yet what to start.
+        let pinned = config.host_cpus.as_deref().map(|cpus| worker.pin(cpus));
         tokio::spawn(write_requests(writer, first, queue));
         tokio::spawn(follow(
             events,
@@ -156,12 +159,21 @@ impl Worker {
             pending,
             state_sender,
         ));
+        pinned.transpose()?;
         Ok((worker, transport))
     }
 
     /// The worker's process number.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Keeps the worker, and what runs the machine under it, to these CPUs of the host.
+    ///
+    /// # Errors
+    /// [`WorkerError::Io`].
+    pub fn pin(&self, cpus: &[u32]) -> Result<(), WorkerError> {
+        affinity::pin(self.pid, cpus).map_err(io_error("keep the VM to CPUs of the host"))
     }
 
     /// Waits until the machine's CPUs run. The guest starts up after that.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::{DeviceMapping, HostConfig};
+use bulkhead_isolation::KERNEL_DEVICES;
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
 };
@@ -41,6 +42,11 @@ pub(crate) fn of(input: &SpecInput<'_>) -> Result<Devices, SpecError> {
         // In a VM the guest's own nodes are there; a host's belong to the host.
         if input.isolation == IsolationKind::Process {
             collect(Path::new("/dev"), Path::new("/dev"), 0, &mut out.nodes)?;
+        } else {
+            for name in ["/dev/fuse", "/dev/net/tun"] {
+                out.nodes
+                    .push(of_the_kernel(Path::new(name), Path::new(name))?);
+            }
         }
         out.rules.push(rule(true, None, None, None, "rwm")?);
     } else {
@@ -54,6 +60,19 @@ pub(crate) fn of(input: &SpecInput<'_>) -> Result<Devices, SpecError> {
     for mapping in host_config.devices.iter().flatten() {
         let mut mapped = Vec::new();
         let (from, to) = paths(mapping);
+        if input.isolation == IsolationKind::Hyperv {
+            let device = of_the_kernel(&from, &to)?;
+            out.rules.push(rule(
+                true,
+                Some(device.typ()),
+                Some(device.major()),
+                Some(device.minor()),
+                access(mapping),
+            )?);
+            out.nodes.retain(|other| other.path() != device.path());
+            out.nodes.push(device);
+            continue;
+        }
         let real = std::fs::canonicalize(&from).map_err(|source| SpecError::Device {
             path: from.clone(),
             source,
@@ -87,6 +106,30 @@ pub(crate) fn of(input: &SpecInput<'_>) -> Result<Devices, SpecError> {
         out.rules.push(parse_rule(text)?);
     }
     Ok(out)
+}
+
+/// Whether a VM's kernel has this device by itself.
+pub(crate) fn is_of_the_kernel(path: &str) -> bool {
+    KERNEL_DEVICES.iter().any(|(name, ..)| *name == path)
+}
+
+/// A device that a VM's kernel has by itself.
+fn of_the_kernel(from: &Path, to: &Path) -> Result<LinuxDevice, SpecError> {
+    let found = KERNEL_DEVICES
+        .iter()
+        .find(|(name, ..)| Path::new(name) == from);
+    let (_, major, minor) = found.ok_or_else(|| Invalid::OwnKernel {
+        option: format!("--device={}", from.display()),
+    })?;
+    Ok(LinuxDeviceBuilder::default()
+        .path(to)
+        .typ(LinuxDeviceType::C)
+        .major(i64::from(*major))
+        .minor(i64::from(*minor))
+        .file_mode(0o666_u32)
+        .uid(0_u32)
+        .gid(0_u32)
+        .build()?)
 }
 
 /// Refuses mappings and rules that make no sense.

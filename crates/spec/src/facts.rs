@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Capability;
+use rustix::process::{Resource, getrlimit};
 
 /// What the host's kernel offers to containers of process isolation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub struct HostFacts {
     pub apparmor: bool,
     /// The capabilities that this process can hand on (its bounding set).
     pub capabilities: Vec<Capability>,
+    /// Hard limits that this process cannot raise for a container: Docker's name of the
+    /// resource, and the most that it can have.
+    pub hard_limits: Vec<(&'static str, u64)>,
 }
 
 impl HostFacts {
@@ -52,7 +56,7 @@ impl HostFacts {
         let cgroup_version = if unified.exists() { 2 } else { 1 };
         let cgroups = Cgroups::detect(cgroup_version, unified);
         let cpu_list = text("/sys/devices/system/cpu/online").unwrap_or_else(|| "0".to_owned());
-        let cpus = crate::resources::parse_list(&cpu_list)
+        let cpus = bulkhead_isolation::parse_cpu_list(&cpu_list)
             .map_or(1, |list| u32::try_from(list.len()).unwrap_or(1))
             .max(1);
         Self {
@@ -78,6 +82,10 @@ impl HostFacts {
             ipv4_forwarding: text("/proc/sys/net/ipv4/ip_forward").as_deref() == Some("1"),
             seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
             apparmor: text("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y"),
+            hard_limits: match bounding_set().contains(&Capability::SysResource) {
+                true => Vec::new(),
+                false => hard_limits(),
+            },
             capabilities: bounding_set(),
         }
     }
@@ -165,6 +173,23 @@ fn bounding_set() -> Vec<Capability> {
         .find_map(|line| line.strip_prefix("CapBnd:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     crate::capabilities::from_mask(mask.unwrap_or(u64::MAX))
+}
+
+fn hard_limits() -> Vec<(&'static str, u64)> {
+    let named = [
+        ("core", Resource::Core),
+        ("data", Resource::Data),
+        ("fsize", Resource::Fsize),
+        ("memlock", Resource::Memlock),
+        ("msgqueue", Resource::Msgqueue),
+        ("nofile", Resource::Nofile),
+        ("nproc", Resource::Nproc),
+        ("stack", Resource::Stack),
+    ];
+    named
+        .into_iter()
+        .filter_map(|(name, resource)| Some((name, getrlimit(resource).maximum?)))
+        .collect()
 }
 
 /// A line of `/proc/meminfo`, in bytes.

@@ -64,6 +64,10 @@ pub struct SpecInput<'a> {
     /// The network namespace to join; process isolation without one gets a fresh, empty one.
     /// For hyperv its interfaces are the machine's.
     pub network_namespace: Option<&'a Path>,
+    /// The PID namespace of another container to join.
+    pub pid_namespace: Option<&'a Path>,
+    /// The IPC namespace of another container to join.
+    pub ipc_namespace: Option<&'a Path>,
     /// The cgroup, absolute within each hierarchy (`/bulkhead/<id>`).
     pub cgroups_path: &'a Path,
     /// Volumes and binds.

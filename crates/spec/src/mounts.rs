@@ -2,12 +2,12 @@
 //! them, tmpfs that a user asks for, and files and directories of the host, among them volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::{ContainerConfig, HostConfig, Mount as ApiMount, MountType};
 use oci_spec::runtime::{Mount, MountBuilder};
 
-use crate::namespaces::is_host;
+use crate::namespaces::{is_host, of_container};
 use crate::{Invalid, SpecError, SpecInput};
 
 /// Size of `/dev/shm` unless told otherwise, bytes: Docker's.
@@ -191,13 +191,19 @@ fn defaults(host_config: &HostConfig) -> Vec<Default> {
     ];
     if is_host(host_config.ipc_mode.as_deref()) {
         let bind = &["rbind", "nosuid", "noexec", "nodev"];
-        out.push(mount("/dev/mqueue", "bind", "/dev/mqueue", bind));
-        out.push(mount("/dev/shm", "bind", "/dev/shm", bind));
+        // Not every host has them mounted.
+        for path in ["/dev/mqueue", "/dev/shm"] {
+            if Path::new(path).is_dir() {
+                out.push(mount(path, "bind", path, bind));
+            }
+        }
         return out;
     }
     let guarded = &["nosuid", "noexec", "nodev"];
     out.push(mount("/dev/mqueue", "mqueue", "mqueue", guarded));
-    if host_config.ipc_mode.as_deref() != Some("none") {
+    // Of another container: whoever knows where it is mounts it.
+    let joined = of_container(host_config.ipc_mode.as_deref()).is_some();
+    if !joined && host_config.ipc_mode.as_deref() != Some("none") {
         let size = host_config.shm_size.filter(|size| *size > 0);
         let mut shm = mount("/dev/shm", "tmpfs", "shm", guarded);
         shm.options.push("mode=1777".to_owned());

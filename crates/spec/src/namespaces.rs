@@ -10,16 +10,20 @@ pub(crate) fn is_host(mode: Option<&str>) -> bool {
     mode == Some("host")
 }
 
+/// The container whose namespace a mode asks for.
+pub(crate) fn of_container(mode: Option<&str>) -> Option<&str> {
+    mode?.strip_prefix("container:")
+}
+
 /// Whether the container has a cgroup namespace of its own.
 pub(crate) fn has_cgroup_namespace(input: &SpecInput<'_>) -> bool {
-    if input.isolation == IsolationKind::Hyperv {
-        // The guest has the unified hierarchy.
-        return true;
-    }
     match input.host_config.cgroupns_mode {
         Some(HostConfigCgroupnsModeEnum::PRIVATE) => true,
         Some(HostConfigCgroupnsModeEnum::HOST) => false,
-        Some(HostConfigCgroupnsModeEnum::EMPTY) | None => input.facts.cgroup_version == 2,
+        Some(HostConfigCgroupnsModeEnum::EMPTY) | None => {
+            // The guest has the unified hierarchy.
+            input.isolation == IsolationKind::Hyperv || input.facts.cgroup_version == 2
+        }
     }
 }
 
@@ -41,7 +45,16 @@ pub(crate) fn of(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, SpecError
     }
     let mut out = Vec::with_capacity(types.len() + 1);
     for typ in types {
-        out.push(LinuxNamespaceBuilder::default().typ(typ).build()?);
+        let joined = match typ {
+            LinuxNamespaceType::Pid => input.pid_namespace,
+            LinuxNamespaceType::Ipc => input.ipc_namespace,
+            _ => None,
+        };
+        let mut namespace = LinuxNamespaceBuilder::default().typ(typ);
+        if let Some(path) = joined {
+            namespace = namespace.path(path);
+        }
+        out.push(namespace.build()?);
     }
     // A machine takes over the interfaces in it.
     if !is_host(host.network_mode.as_deref()) {

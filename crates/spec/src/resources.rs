@@ -7,6 +7,8 @@ use oci_spec::runtime::{
     LinuxWeightDeviceBuilder,
 };
 
+use bulkhead_isolation::parse_cpu_list as parse_list;
+
 use crate::devices::Devices;
 use crate::{HostFacts, Invalid, IsolationKind, SpecError, SpecInput};
 
@@ -25,9 +27,6 @@ const PERIOD: u64 = 100_000;
 /// (`kernel/sched/core.c`, `min_cfs_quota_period`, `max_cfs_quota_period`).
 const MIN_PERIOD: i64 = 1_000;
 const MAX_PERIOD: i64 = 1_000_000;
-
-/// Most CPUs or nodes that a list may name; the kernel's `NR_CPUS` is 8192 at most.
-const MAX_LIST: u32 = 8192;
 
 /// Refuses limits out of range; the sentences are Docker's.
 pub(crate) fn check(
@@ -178,27 +177,6 @@ fn check_cpu(host_config: &HostConfig, facts: &HostFacts) -> Result<(), Invalid>
     Ok(())
 }
 
-/// The numbers of a list as the kernel writes it (`0-2,7`); `None` when it is none.
-pub(crate) fn parse_list(text: &str) -> Option<Vec<u32>> {
-    let mut out = Vec::new();
-    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
-        let (first, last) = match part.split_once('-') {
-            Some((first, last)) => (first.parse().ok()?, last.parse().ok()?),
-            None => {
-                let only: u32 = part.parse().ok()?;
-                (only, only)
-            }
-        };
-        if first > last || last >= MAX_LIST {
-            return None;
-        }
-        out.extend(first..=last);
-    }
-    out.sort_unstable();
-    out.dedup();
-    Some(out)
-}
-
 /// What the runtime is told.
 pub(crate) fn of(input: &SpecInput<'_>, devices: &Devices) -> Result<LinuxResources, SpecError> {
     let host_config = input.host_config;
@@ -336,15 +314,6 @@ fn numbers(path: &str) -> Result<(i64, i64), SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_as_the_kernel_writes_them() {
-        assert_eq!(parse_list("0-2,7\n"), Some(vec![0, 1, 2, 7]));
-        assert_eq!(parse_list(""), Some(Vec::new()));
-        for bad in ["2-0", "a", "0-", "-1", "0-4000000000", "1-99999"] {
-            assert_eq!(parse_list(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_cpu_and_a_half() {

@@ -5,6 +5,7 @@ use bollard_stubs::models::{
     RestartPolicyNameEnum,
 };
 
+use crate::namespaces::of_container;
 use crate::{
     HostFacts, Invalid, IsolationKind, SecurityOptions, SpecError, capabilities, devices, mounts,
     process, resources, sysctl,
@@ -174,6 +175,46 @@ fn discard_for_vm(host_config: &mut HostConfig, warnings: &mut Vec<String>) {
         );
         host_config.blkio_weight = None;
     }
+    let throttles = [
+        ("BPS read", &mut host_config.blkio_device_read_bps),
+        ("BPS write", &mut host_config.blkio_device_write_bps),
+        ("IOPS read", &mut host_config.blkio_device_read_iops),
+        ("IOPS write", &mut host_config.blkio_device_write_iops),
+    ];
+    for (what, devices) in throttles {
+        if devices.take().is_some_and(|devices| !devices.is_empty()) {
+            warnings.push(format!(
+                "The block devices of the host are not those of a container with hyperv \
+                 isolation. {what} limit discarded."
+            ));
+        }
+    }
+    if host_config
+        .blkio_weight_device
+        .take()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        warnings.push(
+            "The block devices of the host are not those of a container with hyperv isolation. \
+             Weight of devices discarded."
+                .to_owned(),
+        );
+    }
+    if names_something(&[&host_config.cpuset_mems]) {
+        warnings.push(
+            "Memory nodes cannot be chosen with hyperv isolation. Cpuset mems discarded."
+                .to_owned(),
+        );
+        host_config.cpuset_mems = None;
+    }
+    if names_something(&[&host_config.cgroup_parent]) {
+        warnings.push(
+            "A container with hyperv isolation is in the control groups of its own kernel. \
+             Cgroup parent discarded."
+                .to_owned(),
+        );
+        host_config.cgroup_parent = None;
+    }
 }
 
 fn names_something(values: &[&Option<String>]) -> bool {
@@ -220,11 +261,24 @@ pub fn validate(
     let security = SecurityOptions::parse(host_config)?;
     crate::security::seccomp_profile(host_config, &security, &effective)?;
     check_rest(host_config)?;
-    Ok(warnings(host_config))
+    Ok(warnings(host_config, isolation, facts))
 }
 
-fn warnings(host_config: &HostConfig) -> Vec<String> {
+fn warnings(host_config: &HostConfig, isolation: IsolationKind, facts: &HostFacts) -> Vec<String> {
     let mut out = Vec::new();
+    for ulimit in host_config.ulimits.iter().flatten() {
+        let name = ulimit.name.as_deref().unwrap_or_default();
+        let wanted = u64::try_from(ulimit.hard.unwrap_or(0)).unwrap_or(u64::MAX);
+        let granted = facts.hard_limits.iter().find(|(limit, _)| *limit == name);
+        if let Some((_, granted)) = granted
+            && isolation == IsolationKind::Process
+            && wanted > *granted
+        {
+            out.push(format!(
+                "This host grants no higher limit of {name} than {granted}. Ulimit lowered."
+            ));
+        }
+    }
     if host_config.oom_kill_disable == Some(true) && host_config.memory.unwrap_or(0) <= 0 {
         out.push(
             "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources."
@@ -242,7 +296,6 @@ fn refuse_host_sharing(host_config: &HostConfig) -> Result<(), Invalid> {
         ("--network", &host_config.network_mode),
         ("--ipc", &host_config.ipc_mode),
         ("--uts", &host_config.uts_mode),
-        ("--userns", &host_config.userns_mode),
     ];
     for (name, mode) in modes {
         let mode = mode.as_deref().unwrap_or_default();
@@ -250,44 +303,11 @@ fn refuse_host_sharing(host_config: &HostConfig) -> Result<(), Invalid> {
             return refuse(format!("{name}={mode}"));
         }
     }
-    if host_config.cgroupns_mode == Some(HostConfigCgroupnsModeEnum::HOST) {
-        return refuse("--cgroupns=host".to_owned());
-    }
-    if let Some(device) = host_config.devices.iter().flatten().next() {
-        return refuse(format!(
-            "--device={}",
-            device.path_on_host.as_deref().unwrap_or_default()
-        ));
-    }
-    let named = [
-        ("--cgroup-parent", &host_config.cgroup_parent),
-        ("--cpuset-cpus", &host_config.cpuset_cpus),
-        ("--cpuset-mems", &host_config.cpuset_mems),
-    ];
-    for (name, value) in named {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
-            return refuse(format!("{name}={value}"));
+    let devices = host_config.devices.iter().flatten();
+    for path in devices.map(|device| device.path_on_host.as_deref().unwrap_or_default()) {
+        if !devices::is_of_the_kernel(path) {
+            return refuse(format!("--device={path}"));
         }
-    }
-    let throttled = [
-        ("--device-read-bps", &host_config.blkio_device_read_bps),
-        ("--device-write-bps", &host_config.blkio_device_write_bps),
-        ("--device-read-iops", &host_config.blkio_device_read_iops),
-        ("--device-write-iops", &host_config.blkio_device_write_iops),
-    ];
-    for (name, devices) in throttled {
-        if devices.iter().flatten().next().is_some() {
-            return refuse(name.to_owned());
-        }
-    }
-    if host_config
-        .blkio_weight_device
-        .iter()
-        .flatten()
-        .next()
-        .is_some()
-    {
-        return refuse("--blkio-weight-device".to_owned());
     }
     Ok(())
 }
@@ -310,9 +330,7 @@ fn check_modes(config: &ContainerConfig, host_config: &HostConfig) -> Result<(),
         }
         let joins = matches!(what, "PID" | "IPC") && mode.len() > "container:".len();
         if joins && mode.starts_with("container:") {
-            return Err(Invalid::NotYet(format!(
-                "sharing the {what} namespace of another container ({mode})"
-            )));
+            continue;
         }
         return Err(Invalid::Mode {
             what,
@@ -326,7 +344,35 @@ fn check_modes(config: &ContainerConfig, host_config: &HostConfig) -> Result<(),
     if host_config.uts_mode.as_deref() == Some("host") && named {
         return Err(Invalid::Conflict("hostname and the UTS mode".to_owned()));
     }
+    if of_container(host_config.network_mode.as_deref()).is_some() {
+        check_joined_network(host_config, named)?;
+    }
     Ok(())
+}
+
+/// What belongs to a network cannot be chosen by who joins another's.
+fn check_joined_network(host_config: &HostConfig, named: bool) -> Result<(), Invalid> {
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let conflicts = [
+        (named, "hostname and the network mode"),
+        (some(&host_config.dns), "dns and the network mode"),
+        (
+            some(&host_config.extra_hosts),
+            "custom host-to-IP mapping and the network mode",
+        ),
+        (
+            host_config.publish_all_ports == Some(true)
+                || host_config
+                    .port_bindings
+                    .as_ref()
+                    .is_some_and(|ports| !ports.is_empty()),
+            "port publishing and the container type network mode",
+        ),
+    ];
+    match conflicts.into_iter().find(|(found, _)| *found) {
+        Some((_, what)) => Err(Invalid::Conflict(what.to_owned())),
+        None => Ok(()),
+    }
 }
 
 fn check_rest(host_config: &HostConfig) -> Result<(), Invalid> {

@@ -34,6 +34,7 @@ fn facts() -> HostFacts {
         seccomp: true,
         apparmor: false,
         capabilities: known_capabilities().to_vec(),
+        hard_limits: vec![("nofile", 20_000)],
     }
 }
 
@@ -276,48 +277,13 @@ fn nothing_of_the_host_is_shared_with_a_vm() {
         ),
         (
             HostConfig {
-                userns_mode: some("host"),
-                ..host()
-            },
-            "--userns=host",
-        ),
-        (
-            HostConfig {
-                cgroupns_mode: Some(HostConfigCgroupnsModeEnum::HOST),
-                ..host()
-            },
-            "--cgroupns=host",
-        ),
-        (
-            HostConfig {
-                cgroup_parent: some("/x"),
-                ..host()
-            },
-            "--cgroup-parent=/x",
-        ),
-        (
-            HostConfig {
-                cpuset_cpus: some("0"),
-                ..host()
-            },
-            "--cpuset-cpus=0",
-        ),
-        (
-            HostConfig {
                 devices: Some(vec![DeviceMapping {
-                    path_on_host: some("/dev/fuse"),
+                    path_on_host: some("/dev/kvm"),
                     ..DeviceMapping::default()
                 }]),
                 ..host()
             },
-            "--device=/dev/fuse",
-        ),
-        (
-            HostConfig {
-                blkio_device_read_bps: Some(vec![ThrottleDevice::default()]),
-                ..host()
-            },
-            "--device-read-bps",
+            "--device=/dev/kvm",
         ),
     ];
     for (host, option) in cases {
@@ -396,14 +362,22 @@ fn networks() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_named() {
-    let joins_processes = HostConfig {
+fn namespaces_of_other_containers() {
+    let joins = HostConfig {
         pid_mode: some("container:c"),
+        ipc_mode: some("container:c"),
         ..host()
     };
-    let error = check(&joins_processes, IsolationKind::Process).unwrap_err();
-    assert_eq!(error.kind(), InvalidKind::NotYet);
-    assert!(error.to_string().contains("container:c"), "{error}");
+    assert_eq!(check(&joins, IsolationKind::Process), Ok(Vec::new()));
+    let contradicts = HostConfig {
+        network_mode: some("container:c"),
+        dns: Some(vec!["1.1.1.1".to_owned()]),
+        ..host()
+    };
+    assert_eq!(
+        refusal(contradicts),
+        "conflicting options: dns and the network mode"
+    );
 }
 
 #[test]
@@ -561,6 +535,49 @@ fn what_the_kernel_cannot_do_is_dropped_with_a_warning() {
     };
     assert!(apply_defaults(&mut vm, IsolationKind::Hyperv, &poor).is_empty());
     assert_eq!(vm.pids_limit, Some(10));
+}
+
+#[test]
+fn what_means_nothing_to_a_vm_is_dropped_with_a_warning() {
+    let mut vm = HostConfig {
+        cgroup_parent: some("/x"),
+        cpuset_mems: some("0"),
+        blkio_device_read_bps: Some(vec![ThrottleDevice::default()]),
+        // These it has, and keeps.
+        userns_mode: some("host"),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::HOST),
+        cpuset_cpus: some("0"),
+        devices: Some(vec![DeviceMapping {
+            path_on_host: some("/dev/fuse"),
+            ..DeviceMapping::default()
+        }]),
+        ..host()
+    };
+    let warnings = apply_defaults(&mut vm, IsolationKind::Hyperv, &facts());
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    assert_eq!((&vm.cgroup_parent, &vm.cpuset_mems), (&None, &None));
+    assert_eq!(vm.cpuset_cpus, some("0"));
+    assert_eq!(check(&vm, IsolationKind::Hyperv), Ok(Vec::new()));
+    vm.cpuset_cpus = some("4000");
+    assert!(check(&vm, IsolationKind::Hyperv).is_err());
+}
+
+#[test]
+fn a_ulimit_beyond_what_the_host_grants_is_lowered_with_a_warning() {
+    let with = |hard| HostConfig {
+        ulimits: Some(vec![ResourcesUlimits {
+            name: some("nofile"),
+            soft: Some(10),
+            hard: Some(hard),
+        }]),
+        ..host()
+    };
+    let warnings = |hard, isolation| check(&with(hard), isolation).unwrap().len();
+    assert_eq!(warnings(20_000, IsolationKind::Process), 0);
+    assert_eq!(warnings(20_001, IsolationKind::Process), 1);
+    assert_eq!(warnings(-1, IsolationKind::Process), 1);
+    // A guest has limits of its own.
+    assert_eq!(warnings(20_001, IsolationKind::Hyperv), 0);
 }
 
 #[test]

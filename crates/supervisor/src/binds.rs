@@ -7,16 +7,17 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use bulkhead_isolation::{ErrorKind, IsolationError};
 use bulkhead_task::bundle::Bundle;
-use bulkhead_task::options::SUBPATH_OPTION;
+use bulkhead_task::options::{SHM_OF_OPTION, SUBPATH_OPTION};
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
-use rustix::mount::MountPropagationFlags;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 /// Mounts what needs it and points the specification there. What is mounted goes with the
 /// mount namespace.
@@ -41,6 +42,19 @@ fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
         .iter()
         .find_map(|option| option.strip_prefix(SUBPATH_OPTION))
         .map(str::to_owned);
+    let donor = options
+        .iter()
+        .find_map(|option| option.strip_prefix(SHM_OF_OPTION))
+        .map(str::to_owned);
+    if let Some(donor) = donor {
+        stage_shared_memory(&donor, place).map_err(|error| {
+            IsolationError::other(format!("cannot share the memory of process {donor}"), error)
+        })?;
+        options.retain(|option| !option.starts_with(SHM_OF_OPTION));
+        mount.set_options(Some(options));
+        mount.set_source(Some(place.to_owned()));
+        return Ok(());
+    }
     let (true, Some(source)) = (
         bind && (private || subpath.is_some()),
         mount.source().clone(),
@@ -63,6 +77,32 @@ fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
     mount.set_options(Some(options));
     mount.set_source(Some(place.to_owned()));
     Ok(())
+}
+
+/// Takes what a process has mounted at `/dev/shm` out of its mount namespace.
+fn stage_shared_memory(donor: &str, place: &Path) -> io::Result<()> {
+    let namespace = File::open(format!("/proc/{donor}/ns/mnt"))?;
+    // A namespace is entered by a thread that shares neither root nor working directory with
+    // others, so by one of its own that ends there.
+    let taken = std::thread::spawn(move || -> io::Result<OwnedFd> {
+        // SAFETY: what is no longer shared is this thread's view of root and directory.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS)? };
+        rustix::thread::move_into_link_name_space(
+            namespace.as_fd(),
+            Some(LinkNameSpaceType::Mount),
+        )?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Ok(rustix::mount::open_tree(CWD, "/dev/shm", flags)?)
+    });
+    let taken = taken
+        .join()
+        .map_err(|_| io::Error::other("the thread ended early"))??;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(place)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(&taken, "", CWD, place, flags)?)
 }
 
 fn find(source: &Path, subpath: Option<&str>) -> io::Result<OwnedFd> {

@@ -100,6 +100,10 @@ fn one() -> u32 {
 /// is looked up inside the source, whatever links are there.
 pub const SUBPATH_OPTION: &str = "x-bulkhead.subpath=";
 
+/// How an option of a bind mount begins that names a process: the source is what that process
+/// has mounted at `/dev/shm`, in its own mount namespace.
+pub const SHM_OF_OPTION: &str = "x-bulkhead.shm-of=";
+
 /// The options of an exec: what `ExecProcessRequest.spec` carries beside the OCI process is
 /// in an `Any` with this type: `value` is an [`ExecSpec`] in JSON.
 pub const EXEC_TYPE_URL: &str = "bulkhead.v1.ExecSpec";

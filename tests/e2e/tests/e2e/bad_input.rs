@@ -34,7 +34,15 @@ case!(ours process an_unknown_isolation, |cell| {
 });
 
 case!(hyperv what_only_the_hosts_kernel_could_do, |cell| {
-    for option in ["--pid=host", "--network=host", "--ipc=host", "--uts=host"] {
+    for option in [
+        "--pid=host",
+        "--network=host",
+        "--ipc=host",
+        "--uts=host",
+        "--pid=container:other",
+        "--ipc=container:other",
+        "--network=container:other",
+    ] {
         let name = cell.name("c");
         cell.run(&format!("--name {name} {option} {BUSYBOX} true"))
             .exits(125)

@@ -328,3 +328,88 @@ case!(networks_outlive_the_daemon, |cell| {
     assert!(host::interfaces(&base).is_empty());
     cell.finish();
 });
+
+case!(links_of_the_default_bridge, |cell| {
+    let name = cell.name("db");
+    let db = cell.detached(&format!(
+        "--name {name} -e COLOUR=green --expose 80 --expose 53/udp {BUSYBOX} sleep 1000"
+    ));
+    let address = cell.inspect(&db)["NetworkSettings"]["IPAddress"].clone();
+    let address = address.as_str().expect("an address");
+    let user = cell.name("user");
+    let script = "cat /etc/hosts; env";
+    let seen = cell
+        .run(&format!(
+            "--rm --name {user} --link {name}:the-db -e THE_DB_PORT_53_UDP=mine {BUSYBOX} sh -c '{script}'"
+        ))
+        .ok();
+    let lines = seen.lines();
+    for line in [
+        format!("{address}\tthe-db {} {name}", &db[..12]),
+        format!("THE_DB_NAME=/{user}/the-db"),
+        format!("THE_DB_PORT=tcp://{address}:80"),
+        format!("THE_DB_PORT_80_TCP=tcp://{address}:80"),
+        format!("THE_DB_PORT_80_TCP_ADDR={address}"),
+        "THE_DB_PORT_80_TCP_PORT=80".to_owned(),
+        "THE_DB_PORT_80_TCP_PROTO=tcp".to_owned(),
+        "THE_DB_PORT_53_UDP=mine".to_owned(),
+        "THE_DB_ENV_COLOUR=green".to_owned(),
+    ] {
+        assert!(lines.contains(&line), "{line:?} is missing:\n{seen}");
+    }
+    cell.cli(&format!("kill {name}")).ok();
+    cell.until_state(&db, "exited");
+    cell.run(&format!("--rm --link {name} {BUSYBOX} true"))
+        .fails()
+        .says("Cannot link to a non running container");
+    cell.run(&format!("--rm --link nosuch {BUSYBOX} true"))
+        .fails()
+        .says("No such container: nosuch");
+});
+
+case!(process namespaces_of_another_container, |cell| {
+    let name = cell.name("donor");
+    let donor = cell.detached(&format!(
+        "--name {name} --ipc shareable --hostname giver {BUSYBOX} \
+         sh -c 'echo shared >/dev/shm/it; exec sleep 1000'"
+    ));
+    let private = cell.detached(&format!("{BUSYBOX} sleep 1000"));
+    until("it is there", cell.limit(), || {
+        let look = cell.cli(&format!("exec {donor} cat /dev/shm/it"));
+        (look.text() == "shared").then_some(())
+    });
+    let script = "cat /dev/shm/it; echo back >/dev/shm/back; hostname; \
+                  kill -0 1 && grep -c sleep /proc/1/cmdline; ip -o -4 address";
+    let seen = cell
+        .run(&format!(
+            "--rm --pid container:{name} --ipc container:{name} --network container:{name} \
+             {BUSYBOX} sh -c '{script}'"
+        ))
+        .ok();
+    let network = &cell.inspect(&donor)["NetworkSettings"];
+    let address = network["IPAddress"].as_str().expect("an address").to_owned();
+    assert_eq!(&seen.lines()[..3], ["shared", "giver", "1"], "{seen}");
+    seen.says(&address);
+    cell.cli(&format!("exec {donor} cat /dev/shm/back")).ok().says("back");
+    // What ends with the one that joined is that one alone.
+    assert_eq!(cell.state(&donor), "running");
+    for (options, words) in [
+        (format!("--ipc container:{private}"), "non-shareable IPC"),
+        ("--ipc container:nosuch".to_owned(), "No such container: nosuch"),
+        ("--pid container:nosuch".to_owned(), "No such container: nosuch"),
+        (format!("--network container:{name} --dns 1.1.1.1"), "conflicting options: dns"),
+        (format!("--network container:{name} -p 80"), "conflicting options: port publishing"),
+        (format!("--network container:{name} --add-host a:1.2.3.4"), "conflicting options"),
+        (format!("--network container:{name} --hostname q"), "conflicting options: hostname"),
+    ] {
+        cell.run(&format!("--rm {options} {BUSYBOX} true")).exits(125).says(words);
+    }
+    cell.cli(&format!("kill {donor}")).ok();
+    cell.until_state(&donor, "exited");
+    for what in ["pid", "ipc", "network"] {
+        cell.run(&format!("--rm --{what} container:{name} {BUSYBOX} true"))
+            .exits(125)
+            .says("non running container");
+    }
+    cell.run(&format!("--rm --ipc host {BUSYBOX} ls -d /dev/shm")).ok();
+});

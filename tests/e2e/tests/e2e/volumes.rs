@@ -24,19 +24,22 @@ fn volumes(cell: &Cell, filters: &str) -> Vec<String> {
     cell.cli(&format!("volume ls -q {filters}")).ok().lines()
 }
 
-case!(process a_volume_outlives_its_containers, |cell| {
+case!(a_volume_outlives_its_containers, |cell| {
     let name = cell.name("data");
     let other = cell.name("other");
-    cell.cli(&format!("volume create --label a=b --label e2e={name} {name}"))
-        .ok()
-        .says(&name);
+    cell.cli(&format!(
+        "volume create --label a=b --label e2e={name} {name}"
+    ))
+    .ok()
+    .says(&name);
     cell.cli(&format!("volume create {name}")).ok();
     let shown = cell.cli(&format!("volume inspect {name}")).ok().json();
     assert_eq!(shown[0]["Driver"], "local");
     assert_eq!(shown[0]["Scope"], "local");
     assert_eq!(shown[0]["Labels"]["a"], "b");
     let script = "echo one >/data/file; chown 5:6 /data/file; mkdir /data/dir";
-    cell.run(&format!("--rm -v {name}:/data {BUSYBOX} sh -c '{script}'")).ok();
+    cell.run(&format!("--rm -v {name}:/data {BUSYBOX} sh -c '{script}'"))
+        .ok();
     let file = mountpoint(cell, &name).join("file");
     assert_eq!(std::fs::read_to_string(&file).expect("is there"), "one\n");
     assert_eq!(std::fs::metadata(&file).expect("is there").uid(), 5);
@@ -44,28 +47,53 @@ case!(process a_volume_outlives_its_containers, |cell| {
     let id = cell.create(&format!(
         "-v {name}:/data:ro -v {other}:/other {BUSYBOX} sh -c 'cat /data/file; echo x >/data/no'"
     ));
-    cell.cli(&format!("start -a {id}")).exits(1).says("two").says("read-only");
+    cell.cli(&format!("start -a {id}"))
+        .exits(1)
+        .says("two")
+        .says("read-only");
     let inspected = cell.inspect(&id);
     let mounts = inspected["Mounts"].as_array().expect("a list");
-    let mount = mounts.iter().find(|one| one["Name"] == name.as_str()).expect("is shown");
+    let mount = mounts
+        .iter()
+        .find(|one| one["Name"] == name.as_str())
+        .expect("is shown");
     assert_eq!(mount["Type"], "volume");
     assert_eq!(mount["Driver"], "local");
     assert_eq!(mount["Destination"], "/data");
     assert_eq!(mount["RW"], false);
-    let found = cell.cli(&format!("ps -aq --no-trunc --filter volume={name}")).ok().text();
+    let found = cell
+        .cli(&format!("ps -aq --no-trunc --filter volume={name}"))
+        .ok()
+        .text();
     assert_eq!(found, id);
     let none = format!("ps -aq --filter volume={name}x");
     assert_eq!(cell.cli(&none).ok().text(), "");
-    cell.cli(&format!("volume rm {name}")).fails().says("volume is in use").says(&id);
+    cell.cli(&format!("volume rm {name}"))
+        .fails()
+        .says("volume is in use")
+        .says(&id);
     assert!(!volumes(cell, "--filter dangling=true").contains(&name));
     cell.cli(&format!("rm -v {id}")).ok();
-    assert!(volumes(cell, "--filter dangling=true").contains(&name), "rm -v keeps what has a name");
-    assert_eq!(volumes(cell, &format!("--filter label=e2e={name}")), [name.as_str()]);
-    assert_eq!(volumes(cell, &format!("--filter name={other}")), [other.as_str()]);
+    assert!(
+        volumes(cell, "--filter dangling=true").contains(&name),
+        "rm -v keeps what has a name"
+    );
+    assert_eq!(
+        volumes(cell, &format!("--filter label=e2e={name}")),
+        [name.as_str()]
+    );
+    assert_eq!(
+        volumes(cell, &format!("--filter name={other}")),
+        [other.as_str()]
+    );
     assert!(volumes(cell, "--filter driver=nope").is_empty());
     cell.cli(&format!("volume rm {name} {other}")).ok();
-    cell.cli(&format!("volume inspect {name}")).fails().says("no such volume");
-    cell.cli(&format!("volume rm {name}")).fails().says("no such volume");
+    cell.cli(&format!("volume inspect {name}"))
+        .fails()
+        .says("no such volume");
+    cell.cli(&format!("volume rm {name}"))
+        .fails()
+        .says("no such volume");
     cell.cli(&format!("volume rm -f {name}")).ok();
     assert!(!file.exists());
 });
@@ -190,7 +218,7 @@ case!(process the_images_volumes, |cell| {
     cell.cli(&format!("rmi {image}")).ok();
 });
 
-case!(process directories_and_files_of_the_host, |cell| {
+case!(directories_and_files_of_the_host, |cell| {
     let dir = host_dir(cell, "dir");
     let path = dir.path().display();
     std::fs::create_dir(dir.path().join("sub")).expect("is ours");
@@ -201,16 +229,26 @@ case!(process directories_and_files_of_the_host, |cell| {
         "-v {path}/link:/a/b -v {path}/single:/a/one:ro -v {path}:/a -w /a/b \
          {BUSYBOX} sh -c 'cat file /a/one; echo new >file; chmod 600 file; ls /a; echo x >/a/one'"
     ));
-    let output = cell.cli(&format!("start -a {id}")).exits(1).says("read-only");
+    let output = cell
+        .cli(&format!("start -a {id}"))
+        .exits(1)
+        .says("read-only");
     assert_eq!(&output.lines()[..2], ["old", "single"]);
     // Mounted over what is there, whatever the order on the command line.
     assert_eq!(&output.lines()[2..], ["b", "link", "one", "single", "sub"]);
     let file = dir.path().join("sub/file");
     assert_eq!(std::fs::read_to_string(&file).expect("is there"), "new\n");
-    let mode = std::fs::metadata(&file).expect("is there").permissions().mode();
+    let mode = std::fs::metadata(&file)
+        .expect("is there")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     let mounts = cell.inspect(&id)["Mounts"].clone();
-    let mount = mounts.as_array().into_iter().flatten().find(|one| one["Destination"] == "/a");
+    let mount = mounts
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|one| one["Destination"] == "/a");
     let mount = mount.expect("is shown");
     assert_eq!(mount["Type"], "bind");
     assert_eq!(mount["Source"], path.to_string());
@@ -219,10 +257,13 @@ case!(process directories_and_files_of_the_host, |cell| {
     // -v makes what is missing when the container starts, --mount does not.
     let missing = dir.path().join("not/there");
     let shown = missing.display();
-    cell.making("create", &format!("--mount type=bind,src={shown},dst=/x {BUSYBOX} true"))
-        .output()
-        .fails()
-        .says(&format!("bind source path does not exist: {shown}"));
+    cell.making(
+        "create",
+        &format!("--mount type=bind,src={shown},dst=/x {BUSYBOX} true"),
+    )
+    .output()
+    .fails()
+    .says(&format!("bind source path does not exist: {shown}"));
     let maker = cell.create(&format!("-v {shown}:/x {BUSYBOX} touch /x/made"));
     assert!(!missing.exists());
     cell.cli(&format!("start -a {maker}")).ok();
@@ -238,7 +279,7 @@ case!(process directories_and_files_of_the_host, |cell| {
     assert_eq!(cell.cli(&format!("logs {id}")).ok().text(), "gone");
 });
 
-case!(process every_mount_says_what_it_is, |cell| {
+case!(every_mount_says_what_it_is, |cell| {
     let name = cell.name("data");
     let dir = host_dir(cell, "dir");
     let path = dir.path().display();
@@ -249,7 +290,10 @@ case!(process every_mount_says_what_it_is, |cell| {
          --mount type=volume,destination=/own \
          {BUSYBOX} sh -c 'stat -c %a /t; df -k /t | tail -1; touch /b/x /own/x; touch /v/x'"
     ));
-    let output = cell.cli(&format!("start -a {id}")).exits(1).says("read-only");
+    let output = cell
+        .cli(&format!("start -a {id}"))
+        .exits(1)
+        .says("read-only");
     assert_eq!(output.lines()[0], "700");
     assert!(output.lines()[1].contains(" 1024 "), "{output}");
     assert!(dir.path().join("x").exists());
@@ -273,7 +317,9 @@ case!(process every_mount_says_what_it_is, |cell| {
         ]
     );
     // All of them in another container.
-    let other = cell.run(&format!("--rm --volumes-from {id} {BUSYBOX} ls /b /own /v")).ok();
+    let other = cell
+        .run(&format!("--rm --volumes-from {id} {BUSYBOX} ls /b /own /v"))
+        .ok();
     assert_eq!(other.lines(), ["/b:", "x", "", "/own:", "x", "", "/v:"]);
     cell.cli(&format!("rm -v {id}")).ok();
     cell.cli(&format!("volume rm {name}")).ok();

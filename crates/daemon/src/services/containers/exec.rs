@@ -235,10 +235,13 @@ impl Containers {
             }
             _ => None,
         };
+        // One that it was linked with may have gone.
+        let config = super::links::with_variables(&self.shared, record)
+            .unwrap_or_else(|_| record.config.clone());
         bulkhead_spec::exec_process(&ExecInput {
             isolation: record.isolation,
             hostname: record.hostname(),
-            config: &record.config,
+            config: &config,
             host_config: &record.host_config,
             command: request.cmd.as_deref().unwrap_or_default(),
             env: request.env.as_deref().unwrap_or_default(),

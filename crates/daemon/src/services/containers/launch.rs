@@ -12,6 +12,7 @@ use bulkhead_task::bundle::Bundle;
 use bulkhead_task::options::TaskOptions;
 
 use super::actor::Actor;
+use super::joined::Joined;
 use super::model::Record;
 use super::network::{self, Namespace};
 use super::{Containers, Files, Shared};
@@ -63,7 +64,15 @@ async fn attempt(
         .await
         .map_err(LaunchFailure::other)?;
     let netns = network::namespace_path(shared, &actor.record).map_err(LaunchFailure::other)?;
-    write_bundle(shared, &actor.record, &bundle, &mounts, netns.as_deref())?;
+    let joined = Joined::find(shared, &actor.record).map_err(LaunchFailure::other)?;
+    write_bundle(
+        shared,
+        &actor.record,
+        &bundle,
+        mounts,
+        netns.as_deref(),
+        joined,
+    )?;
     // The namespace's file is a mount that has to be there when the supervisor takes its copy
     // of the mounts.
     let injected_files = prepare(actor, shared).await?;
@@ -137,9 +146,12 @@ pub(super) fn write_bundle(
     shared: &Arc<Shared>,
     record: &Record,
     bundle: &Bundle,
-    mounts: &[HostMount],
+    mut mounts: Vec<HostMount>,
     netns: Option<&Path>,
+    joined: Joined,
 ) -> Result<(), LaunchFailure> {
+    mounts.extend(joined.mounts);
+    let config = super::links::with_variables(shared, record).map_err(LaunchFailure::other)?;
     let parent = record
         .host_config
         .cgroup_parent
@@ -150,12 +162,14 @@ pub(super) fn write_bundle(
     let spec = bulkhead_spec::build(&SpecInput {
         id: &record.id,
         isolation: record.isolation,
-        hostname: record.hostname(),
-        config: &record.config,
+        hostname: joined.hostname.as_deref().unwrap_or(record.hostname()),
+        config: &config,
         host_config: &record.host_config,
         network_namespace: netns,
+        pid_namespace: joined.pid.as_deref(),
+        ipc_namespace: joined.ipc.as_deref(),
         cgroups_path: Path::new(&cgroup),
-        mounts,
+        mounts: &mounts,
         facts: &shared.facts,
     })
     .map_err(|error| LaunchFailure::other(spec_error(error)))?;

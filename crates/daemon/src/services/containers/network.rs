@@ -393,42 +393,9 @@ pub(super) async fn names(shared: &Arc<Shared>, record: &Record) -> ApiResult<Na
     };
     Ok(Names {
         host_gateway,
-        links: links(shared, record)?,
+        links: super::links::of(shared, record)?
+            .iter()
+            .map(|link| (link.address, link.names()))
+            .collect(),
     })
-}
-
-/// The containers that one on the default bridge is linked with.
-fn links(shared: &Arc<Shared>, record: &Record) -> ApiResult<Vec<(IpAddr, Vec<String>)>> {
-    let bridge = record
-        .networks
-        .attachments
-        .iter()
-        .find(|attachment| attachment.network == "bridge");
-    let Some(bridge) = bridge else {
-        return Ok(Vec::new());
-    };
-    let containers = Containers {
-        shared: Arc::clone(shared),
-    };
-    let mut out = Vec::new();
-    for link in record.host_config.links.iter().flatten() {
-        let (name, alias) = link.split_once(':').unwrap_or((link, link));
-        let alias = alias.rsplit('/').next().unwrap_or_default();
-        let view = containers.find(name)?.view();
-        let endpoint = view.record.networks.endpoint(&bridge.network_id);
-        let Some(address) = endpoint.and_then(|endpoint| endpoint.ipv4) else {
-            return Err(ApiError::conflict(format!(
-                "Cannot link to a non running container: /{} AS /{}/{alias}",
-                view.record.name, record.name
-            )));
-        };
-        let mut names = vec![alias.to_owned()];
-        for name in [view.record.hostname(), &view.record.name] {
-            if !names.iter().any(|other| other == name) {
-                names.push(name.to_owned());
-            }
-        }
-        out.push((IpAddr::V4(address.addr()), names));
-    }
-    Ok(out)
 }

@@ -10,6 +10,7 @@ use bulkhead_task::bundle::Bundle;
 use tokio::sync::watch;
 
 use super::actor::Actor;
+use super::joined::Joined;
 use super::model::{Record, Status};
 use super::{Command, Containers, Shared, launch};
 use crate::error::{ApiError, ApiResult};
@@ -150,8 +151,18 @@ async fn launch_files(shared: &Arc<Shared>, record: &Record) -> ApiResult<Arc<Ta
     let launched = async {
         // Nothing runs, so there is no such namespace.
         let netns = shared.netns_path(&record.id);
-        launch::write_bundle(shared, record, &bundle, &mounts, Some(&netns))
-            .map_err(|failure| failure.error)?;
+        let mut alone = record.clone();
+        // Nor does it need whom it is linked with.
+        alone.host_config.links = None;
+        launch::write_bundle(
+            shared,
+            &alone,
+            &bundle,
+            mounts,
+            Some(&netns),
+            Joined::default(),
+        )
+        .map_err(|failure| failure.error)?;
         let task = Task::launch(&binary, &shared.config.exec_root, &record.id).await?;
         let mut options = launch::options(shared, record, generated(shared, record));
         options.files_only = true;
