@@ -10,7 +10,7 @@ BIN := $(TARGET)/release
 # Cases mostly wait; how many VMs run at a time is the suite's own affair.
 TEST_THREADS ?= 6
 
-.PHONY: demo test test-unit test-e2e test-e2e-all test-reference test-kvm fuzz lint build guest bench setup setup-test clean-state
+.PHONY: demo test test-unit test-e2e test-e2e-all test-reference test-kvm fuzz lint build guest guest-kernel bench setup setup-test clean-state
 
 setup:
 	@scripts/setup.sh build
@@ -26,6 +26,12 @@ build: setup
 # The guest kernel and the initramfs with our agent.
 guest: build
 	@echo "==> guest kernel and initramfs"
+	@$(BIN)/xtask guest --agent $(BIN)/bulkhead-agent
+
+# The kernel that every later `make guest` takes instead of Debian's; some minutes.
+guest-kernel: build
+	@scripts/setup.sh kernel
+	@$(BIN)/xtask guest-kernel
 	@$(BIN)/xtask guest --agent $(BIN)/bulkhead-agent
 
 demo: build guest
@@ -51,7 +57,7 @@ test-e2e-all: setup-test guest
 	@cargo test --release --locked --workspace --test e2e -- \
 	    --test-threads $(TEST_THREADS) --include-ignored
 
-# In an emulated machine with KVM and cgroup v2 alone; `cases` of the suite, by name.
+# In an emulated machine with KVM and cgroup v2 alone; the cases by name.
 RIG_CASES ?= run:: exec:: limits:: life:: promise::
 RIG_SECONDS ?= 3600
 test-kvm: setup-test guest
@@ -62,9 +68,9 @@ test-kvm: setup-test guest
 	    BULKHEAD_TEST_VM_ENGINE=kvm $(BIN)/xtask rig --timeout $(RIG_SECONDS) -- \
 	        "$$machines" --test-threads 1 || exit; done
 	@echo "==> end to end, on KVM and cgroup v2"
-	@e2e=$$(cargo test --release --locked --workspace --test e2e --no-run --message-format json 2>/dev/null \
-	    | jq -r 'select(.target.name == "e2e" and .executable) | .executable') && \
-	$(BIN)/xtask rig --timeout $(RIG_SECONDS) -- "$$e2e" $(RIG_CASES) --test-threads 3
+	@set -o pipefail; e2e=$$(cargo test --release --locked --workspace --test e2e --no-run \
+	    --message-format json | jq -r 'select(.profile.test and .executable) | .executable') && \
+	$(BIN)/xtask rig --timeout $(RIG_SECONDS) -- "$$e2e" $(RIG_CASES) --test-threads 2
 
 # Unit tests of the VM crates boot real machines: the guest image comes first.
 test: setup-test lint guest test-unit test-e2e

@@ -6,6 +6,7 @@
 #   scripts/setup.sh build   what `cargo build` and a running engine need
 #   scripts/setup.sh test    that, and what the tests compare with
 #   scripts/setup.sh reference   that, and dockerd
+#   scripts/setup.sh kernel      what `make guest-kernel` builds from and with
 set -eu
 
 say() { printf '==> %s\n' "$*"; }
@@ -29,7 +30,15 @@ need /usr/bin/busybox busybox-static
 need /usr/bin/dpkg-deb dpkg
 need /usr/bin/pgrep procps
 need /etc/ssl/certs/ca-certificates.crt ca-certificates
-if [ "${1:-build}" != build ]; then
+if [ "${1:-build}" = kernel ]; then
+    need /usr/src/linux-source-6.12.tar.xz linux-source-6.12
+    need /usr/bin/flex flex
+    need /usr/bin/bison bison
+    need /usr/bin/bc bc
+    need /usr/bin/xz xz-utils
+    need /usr/include/libelf.h libelf-dev
+    need /usr/include/openssl/ssl.h libssl-dev
+elif [ "${1:-build}" != build ]; then
     need /usr/bin/mkfs.erofs erofs-utils
     need /usr/sbin/ip iproute2
     need /usr/bin/zstd zstd

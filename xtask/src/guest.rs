@@ -13,13 +13,16 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Arguments of `cargo xtask guest`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A Debian kernel package to take the kernel from [default: the newest
-    /// linux-image-6.12.*-cloud-amd64-unsigned that apt knows]
+    /// A Debian kernel package to take the kernel from [default: what `guest-kernel` built,
+    /// else the newest linux-image-6.12.*-cloud-amd64-unsigned that apt knows]
     #[arg(long, value_name = "FILE", conflicts_with = "kernel_root")]
     kernel_deb: Option<PathBuf>,
     /// An unpacked kernel package: a directory with boot/ and lib/modules/
     #[arg(long, value_name = "DIR")]
     kernel_root: Option<PathBuf>,
+    /// Debian's kernel, even where `guest-kernel` built one
+    #[arg(long, conflicts_with_all = ["kernel_deb", "kernel_root"])]
+    stock_kernel: bool,
     /// The agent to use as it is [default: built in release mode if missing or older than
     /// its sources]
     #[arg(long, value_name = "FILE")]
@@ -36,7 +39,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let kernel = match (arguments.kernel_deb, arguments.kernel_root) {
         (Some(deb), _) => KernelSource::Deb(deb),
         (None, Some(root)) => KernelSource::Root(root),
-        (None, None) => KernelSource::Apt,
+        (None, None) if arguments.stock_kernel => KernelSource::Apt,
+        (None, None) => {
+            super::guest_kernel::built(&root)?.map_or(KernelSource::Apt, KernelSource::Built)
+        }
     };
     let agent = match arguments.agent {
         Some(agent) => agent,

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::elf::{Elf, ElfError};
 use crate::modules::Module;
-use crate::{FORMAT, GuestImageError, KernelSource, Request, files, io_error, package, replace};
+use crate::{
+    BuiltKernel, FORMAT, GuestImageError, KernelSource, Request, files, io_error, package, replace,
+};
 
 /// The modules that a guest needs, the most urgent first: what the disks and the port to the
 /// host hang on, then what only mounting needs.
@@ -55,11 +57,16 @@ pub enum KernelError {
 pub fn extract_vmlinux(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     let payload = payload(image).ok_or(KernelError::NotBzImage)?;
     let vmlinux = decompress(payload)?;
-    let elf = Elf::new(&vmlinux)?;
-    if !elf.has_note(b"Xen\0", PVH_NOTE) {
-        return Err(KernelError::NoPvh);
-    }
+    check_vmlinux(&vmlinux)?;
     Ok(vmlinux)
+}
+
+fn check_vmlinux(vmlinux: &[u8]) -> Result<(), KernelError> {
+    if Elf::new(vmlinux)?.has_note(b"Xen\0", PVH_NOTE) {
+        Ok(())
+    } else {
+        Err(KernelError::NoPvh)
+    }
 }
 
 fn payload(image: &[u8]) -> Option<&[u8]> {
@@ -186,6 +193,13 @@ pub(crate) fn prepare(
             }
             take_deb(out, deb, stamp, progress)
         }
+        KernelSource::Built(built) => {
+            let stamp = stamp(&built.vmlinux)?;
+            if let Some(kernel) = is_cached(&stamp) {
+                return Ok(kernel);
+            }
+            take_built(out, built, stamp, progress)
+        }
         KernelSource::Apt => {
             // Which is the newest is looked up once; later runs take what is there.
             if let Some(kernel) = cached.filter(|kernel| kernel.stamp.starts_with("apt:")) {
@@ -250,6 +264,38 @@ fn take(
         stamp,
         format: FORMAT,
     };
+    remember(&cache, kernel)
+}
+
+/// A kernel that is an ELF file already and has everything in it.
+fn take_built(
+    out: &Path,
+    built: &BuiltKernel,
+    stamp: String,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Kernel, GuestImageError> {
+    progress(&format!("taking the kernel {}", built.release));
+    let path = &built.vmlinux;
+    let vmlinux = std::fs::read(path).map_err(io_error("read", path))?;
+    check_vmlinux(&vmlinux).map_err(|source| GuestImageError::Kernel {
+        path: path.clone(),
+        source,
+    })?;
+    let cache = out.join(files::CACHE);
+    std::fs::create_dir_all(&cache).map_err(io_error("make", &cache))?;
+    replace(&out.join(files::KERNEL), &vmlinux)?;
+    let kernel = Kernel {
+        hz: ticks(&built.config),
+        release: built.release.clone(),
+        source: path.display().to_string(),
+        modules: Vec::new(),
+        stamp,
+        format: FORMAT,
+    };
+    remember(&cache, kernel)
+}
+
+fn remember(cache: &Path, kernel: Kernel) -> Result<Kernel, GuestImageError> {
     let path = cache.join("kernel.json");
     let json = serde_json::to_vec_pretty(&kernel)
         .map_err(|error| io_error("write", &path)(error.into()))?;

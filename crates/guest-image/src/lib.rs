@@ -5,6 +5,7 @@
 //! not run anything in a VM. Everything is made under a temporary name and renamed, each
 //! file only when what it is made from has changed.
 
+mod built;
 mod elf;
 mod initramfs;
 mod kernel;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use built::BuiltKernel;
 pub use elf::ElfError;
 pub use initramfs::Archive;
 pub use kernel::{KernelError, extract_vmlinux};
@@ -48,6 +50,8 @@ pub enum KernelSource {
     Deb(PathBuf),
     /// An unpacked one: a directory with `boot/vmlinuz-*` and `lib/modules/*`.
     Root(PathBuf),
+    /// One that was built for guests.
+    Built(BuiltKernel),
     /// The newest suitable package that apt knows; downloaded once.
     Apt,
 }
