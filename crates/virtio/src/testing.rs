@@ -243,6 +243,12 @@ impl Driver {
 
     /// Handles everything that is pending, as the device loop does.
     pub fn pump(&self) {
+        let _ = self.comes_to_rest();
+    }
+
+    /// The same; whether nothing is pending any more.
+    #[must_use]
+    pub fn comes_to_rest(&self) -> bool {
         // What a device asks for again and again is bounded by what it is given.
         for _ in 0..64 {
             let mut idle = true;
@@ -277,9 +283,10 @@ impl Driver {
                 }
             }
             if idle {
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// What the device has given back since the last call: heads and written bytes.

@@ -129,3 +129,89 @@ fn release(memory: &GuestMemory, start: u64, length: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use rustix::fs::MemfdFlags;
+    use vm_memory::mmap::MmapRegionBuilder;
+    use vm_memory::{Bytes, FileOffset, GuestRegionMmap};
+
+    use super::*;
+
+    const BYTES: u64 = 16 * PAGE;
+    /// Where the memory is in its file, as of a second region.
+    const START: u64 = 4 * PAGE;
+
+    fn file() -> File {
+        let file = File::from(rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(&[5; 20 * 4096], 0).unwrap();
+        file
+    }
+
+    fn map(file: &File, flags: i32) -> GuestMemory {
+        let offset = FileOffset::new(file.try_clone().unwrap(), START);
+        let region = MmapRegionBuilder::new(usize::try_from(BYTES).unwrap())
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags | libc::MAP_NORESERVE)
+            .with_file_offset(offset)
+            .build()
+            .unwrap();
+        let region = GuestRegionMmap::new(region, GuestAddress(0x10_0000)).unwrap();
+        GuestMemory::from_regions(vec![region]).unwrap()
+    }
+
+    fn byte(memory: &GuestMemory, page: u64) -> u8 {
+        memory
+            .read_obj(GuestAddress(0x10_0000 + page * PAGE))
+            .unwrap()
+    }
+
+    #[test]
+    fn shared_memory_leaves_its_file() {
+        let file = file();
+        let memory = map(&file, libc::MAP_SHARED);
+        let before = file.metadata().unwrap().blocks();
+        release(&memory, 0x10_0000 + 2 * PAGE, 3 * PAGE).unwrap();
+        // Looked at first: reading through a shared mapping fills the hole with a page.
+        let after = file.metadata().unwrap().blocks();
+        assert_eq!(before - after, 3 * 8);
+        let bytes: Vec<u8> = (0..7).map(|page| byte(&memory, page)).collect();
+        assert_eq!(bytes, [5, 5, 0, 0, 0, 5, 5]);
+        let mut before_it = [0];
+        file.read_exact_at(&mut before_it, START - 1).unwrap();
+        assert_eq!(before_it, [5]);
+    }
+
+    #[test]
+    fn private_memory_is_its_files_again() {
+        let file = file();
+        let memory = map(&file, libc::MAP_PRIVATE);
+        for page in 0..4 {
+            let address = GuestAddress(0x10_0000 + page * PAGE);
+            memory.write_slice(&[7; 4096], address).unwrap();
+        }
+        let before = file.metadata().unwrap().blocks();
+        release(&memory, 0x10_0000 + PAGE, 2 * PAGE).unwrap();
+        let bytes: Vec<u8> = (0..5).map(|page| byte(&memory, page)).collect();
+        assert_eq!(bytes, [7, 5, 5, 7, 5]);
+        // A template's memory stays what it is for the others.
+        assert_eq!(file.metadata().unwrap().blocks(), before);
+    }
+
+    #[test]
+    fn a_range_over_the_end_is_refused_whole() {
+        let file = file();
+        let memory = map(&file, libc::MAP_SHARED);
+        for (start, length) in [
+            (0x10_0000 + 15 * PAGE, 2 * PAGE),
+            (0x10_0000 - PAGE, 2 * PAGE),
+            (0x10_0000, u64::MAX - PAGE + 1),
+        ] {
+            assert!(release(&memory, start, length).is_err());
+        }
+        assert!((0..16).all(|page| byte(&memory, page) == 5));
+    }
+}

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::ConsoleState;
+use super::control;
 use crate::GuestMemory;
 use crate::context::Context;
 use crate::device::{Fault, Readiness, Source, VirtioDevice, read_from};
@@ -30,6 +31,9 @@ pub(super) mod queue {
     pub(crate) const AGENT_OUT: usize = 5;
 }
 const QUEUE_SIZES: [u16; 6] = [16, 64, 32, 32, 128, 128];
+
+/// Control messages that may wait: a driver asks for six or so and takes them at once.
+pub(super) const MAX_WAITING: usize = 64;
 
 /// Who keeps what a guest's kernel says.
 pub type Words = Box<dyn FnMut(&[u8]) + Send>;
@@ -186,10 +190,19 @@ impl VirtioDevice for Console {
                 why: "its console came or went".to_owned(),
             });
         }
+        if state.waiting.len() > MAX_WAITING {
+            return Err(RestoreError::Impossible {
+                device: "console",
+                why: format!("{} messages wait for its driver", state.waiting.len()),
+            });
+        }
         self.guest_open = state.guest_open;
-        self.hung_up = state.hung_up;
         self.sent = usize::try_from(state.sent).unwrap_or(0);
         self.waiting = state.waiting.iter().cloned().collect();
+        if state.hung_up {
+            // There is somebody again, at the other end of the socket that was brought.
+            self.waiting.push_back(control::open(AGENT_PORT, true));
+        }
         Ok(())
     }
 }

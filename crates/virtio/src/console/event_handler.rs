@@ -3,14 +3,12 @@
 use std::io;
 
 use super::control::{self, MESSAGE, Told};
-use super::device::{AGENT_PORT, CONSOLE_PORT, Console, queue};
+use super::device::{AGENT_PORT, CONSOLE_PORT, Console, MAX_WAITING, queue};
 use crate::context::{Context, Progress};
 use crate::device::Fault;
 
 /// Bytes of words that are taken from one chain; a kernel's lines are shorter.
 const MAX_WORDS: usize = 4096;
-/// Control messages that may wait: a driver asks for six or so and takes them at once.
-const MAX_WAITING: usize = 64;
 /// Chains that are moved in one go, so that other devices have their turn.
 const BURST: usize = 128;
 
@@ -72,7 +70,7 @@ impl Console {
     }
 
     fn queue_control(&mut self, message: Vec<u8>) -> Result<(), Fault> {
-        if self.waiting.len() == MAX_WAITING {
+        if self.waiting.len() >= MAX_WAITING {
             return Err(Fault::new(
                 "the driver of the console asks and does not take the answers",
             ));

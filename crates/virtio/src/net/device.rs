@@ -47,6 +47,9 @@ pub struct Net {
     pub(super) frame_length: usize,
     /// Whether the guest has no room: the tap is left alone until it says that it has.
     pub(super) no_room: bool,
+    /// Whether the tap has failed, as one does whose interface was deleted: it stays ready
+    /// for reading from then on, so it is left alone until the driver shows life.
+    pub(super) failed: bool,
     active: bool,
 }
 
@@ -71,6 +74,7 @@ impl Net {
             frame: vec![0; HEADER + MAX_FRAME].into_boxed_slice(),
             frame_length: 0,
             no_room: false,
+            failed: false,
             active: false,
         }
     }
@@ -134,6 +138,7 @@ impl VirtioDevice for Net {
         self.features = features;
         self.active = true;
         self.no_room = false;
+        self.failed = false;
         self.tell_tap();
         Ok(())
     }
@@ -142,6 +147,7 @@ impl VirtioDevice for Net {
         match queue {
             RECEIVE => {
                 self.no_room = false;
+                self.failed = false;
                 self.receive(context)
             }
             TRANSMIT => self.transmit(context),
@@ -152,7 +158,7 @@ impl VirtioDevice for Net {
     fn sources(&self) -> Vec<Source> {
         vec![Source {
             descriptor: self.tap.as_raw_fd(),
-            readable: self.active && !self.no_room,
+            readable: self.active && !self.no_room && !self.failed,
             writable: false,
         }]
     }
@@ -174,6 +180,7 @@ impl VirtioDevice for Net {
         self.frame_length = 0;
         self.active = false;
         self.no_room = false;
+        self.failed = false;
     }
 
     fn save(&self) -> DeviceState {

@@ -24,9 +24,10 @@ impl Net {
                     // Not a frame.
                     Ok(_) => continue,
                     Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                    Err(rustix::io::Errno::INTR) => continue,
                     Err(error) => {
-                        // The interface is down, or gone with its namespace.
-                        tracing::debug!(%error, "nothing to be read from a tap device");
+                        tracing::warn!(%error, "nothing can be read from a tap device");
+                        self.failed = true;
                         return Ok(());
                     }
                 }

@@ -94,3 +94,32 @@ fn what_is_no_memory_is_no_harm() {
     assert_eq!(handle.returned(), 0);
     assert!(driver.faults().is_empty());
 }
+
+#[test]
+fn a_balloon_goes_on_half_inflated() {
+    let (balloon, handle) = Balloon::new();
+    let mut driver = Driver::new(Box::new(balloon));
+    driver.start(0, 64);
+    handle.set_target(3 * PAGE);
+    driver.device.notify_configuration();
+    let first = BUFFERS / PAGE + 100;
+    for page in 0..3 {
+        driver.put((first + page) * PAGE, &[7; 4096]);
+    }
+    driver
+        .request(INFLATE, &[&numbers(&[first, first + 1])], &[])
+        .unwrap();
+    driver.write(0x104, 2);
+    // The third is on its way, and nobody has looked at it.
+    driver.put(BUFFERS, &numbers(&[first + 2]));
+    driver.describe(Driver::base(INFLATE), 0, BUFFERS, 4, 0, 0);
+    driver.publish(INFLATE, 0);
+    let (other, handle) = Balloon::new();
+    let mut driver = driver.moved_to(Box::new(other)).unwrap();
+    driver.pump();
+    assert_eq!(driver.used(INFLATE), [(0, 0)]);
+    assert_eq!(driver.get((first + 2) * PAGE, 1), [0]);
+    assert_eq!(handle.actual(), 2 * PAGE);
+    assert_eq!(driver.read(0x100), 3, "what the host wants of it");
+    assert_eq!(driver.read(0xfc), 1, "the generation of that");
+}

@@ -257,3 +257,22 @@ fn a_conversation_goes_on_with_another_socket() {
     offer(&mut driver, AGENT_IN, 0, 1);
     assert_eq!(filled(&mut driver, AGENT_IN).concat(), b"and back");
 }
+
+#[test]
+fn another_socket_is_told_where_the_first_had_ended() {
+    let (mut driver, agent, _heard) = console();
+    connect(&mut driver);
+    drop(agent);
+    driver.pump();
+    offer(&mut driver, AGENT_IN, 0, 1);
+    let told = filled(&mut driver, CONTROL_IN);
+    assert_eq!(told.last(), Some(&control(1, 6, 0)));
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let other = Console::new(theirs.into(), Some(Box::new(|_| {}))).unwrap();
+    let mut driver = driver.moved_to(Box::new(other)).unwrap();
+    driver.pump();
+    assert_eq!(filled(&mut driver, CONTROL_IN), [control(1, 6, 1)]);
+    ours.write_all(b"again").unwrap();
+    driver.pump();
+    assert_eq!(filled(&mut driver, AGENT_IN), [b"again"]);
+}

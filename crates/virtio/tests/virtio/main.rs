@@ -5,6 +5,7 @@
 mod balloon;
 mod block;
 mod console;
+mod event_loop;
 mod hostile;
 mod net;
 mod transport;

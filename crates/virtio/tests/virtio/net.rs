@@ -143,3 +143,17 @@ fn a_card_goes_on_behind_another_tap() {
     driver.pump();
     assert_eq!(driver.used(RECEIVE), [(0, 40)]);
 }
+
+#[test]
+fn a_tap_that_is_gone_is_left_alone() {
+    // As of a deleted interface: always ready for reading, and every read fails.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut driver = Driver::new(Box::new(Net::on(writer.into(), [2; 6])));
+    driver.start(0, 64);
+    assert!(driver.comes_to_rest(), "it is asked again and again");
+    offer(&mut driver, 0, &[200]);
+    assert!(driver.comes_to_rest());
+    assert!(driver.request(TRANSMIT, &[&[1; 60]], &[]).is_some());
+    assert!(driver.faults().is_empty());
+}
