@@ -157,6 +157,18 @@ fn child(root: &Path, seed: u64) {
     }
 }
 
+/// The digests of an image's manifests: those that are kept, and those that names have.
+fn manifests(store: &ImageStore, id: &ImageId) -> (BTreeSet<String>, BTreeSet<String>) {
+    let documents = store.content(id).unwrap().documents;
+    let kept = documents.iter().map(|bytes| Digest::of(bytes).to_string());
+    let digests = store.inspect(id).unwrap().summary.digests;
+    let named = digests.iter().filter_map(Reference::digest);
+    (
+        kept.collect(),
+        named.map(|digest| digest.to_string()).collect(),
+    )
+}
+
 /// Everything that the store says is there, is, and is what it says.
 fn verify(store: &ImageStore) {
     for image in store.list().unwrap() {
@@ -173,7 +185,9 @@ fn verify(store: &ImageStore) {
             stream.read_to_end(&mut tar).unwrap();
             assert_eq!(Digest::of(&tar), layer.diff_id);
         }
-        store.content(&image.id).unwrap();
+        // A manifest is not there without a name that has its digest.
+        let (documents, named) = manifests(store, &image.id);
+        assert!(documents.is_subset(&named), "{}: {documents:?}", image.id);
     }
 }
 
@@ -222,6 +236,8 @@ fn killed_at_random_moments() {
         // What nobody refers to went with the opening.
         let mut expected = BTreeSet::new();
         for image in store.list().unwrap() {
+            let (documents, named) = manifests(&store, &image.id);
+            assert_eq!(documents, named, "{}, kill {kill}", image.id);
             expected.insert(format!("blobs/sha256/{}", image.id.hex()));
             for layer in store.inspect(&image.id).unwrap().layers {
                 expected.insert(format!("layers/{}.erofs", layer.diff_id.hex()));

@@ -90,12 +90,26 @@ impl ImageStore {
             .filter(|name| !untag.contains(name))
             .cloned()
             .collect();
+        // A manifest is kept for its digest: it goes with the last name that has it.
+        let unnamed: Vec<Digest> = untag
+            .iter()
+            .filter_map(Reference::digest)
+            .filter(|digest| !remaining.iter().any(|name| name.digest() == Some(*digest)))
+            .collect();
         let transaction = state.connection.transaction()?;
         for name in &untag {
             database::remove_name(&transaction, name)?;
             items.push(Removal::Untagged(name.clone()));
         }
+        for digest in &unnamed {
+            database::remove_document(&transaction, &image, digest)?;
+        }
         transaction.commit()?;
+        for digest in unnamed {
+            if !database::is_blob_used(&state.connection, &digest)? {
+                self.files.remove(StoredFile::Blob(digest))?;
+            }
+        }
         if quiet && !remaining.is_empty() {
             return Ok(RemovalReport { image, items });
         }
