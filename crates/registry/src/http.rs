@@ -255,10 +255,8 @@ pub(crate) fn transport(method: &Method, url: &Url, error: &reqwest::Error) -> R
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
             refused = refused.or(Some(io.kind()));
-            // An I/O error wraps rustls's without being its cause.
-            tls = tls.or_else(|| io.get_ref()?.downcast_ref::<rustls::Error>().cloned());
         }
-        tls = tls.or_else(|| inner.downcast_ref::<rustls::Error>().cloned());
+        tls = tls.or_else(|| tls_error(inner));
         source = inner.source();
     }
     let why = match (&tls, refused) {
@@ -279,6 +277,15 @@ pub(crate) fn transport(method: &Method, url: &Url, error: &reqwest::Error) -> R
         request: request_line(method, url),
         why,
         transient,
+    }
+}
+
+/// An error of TLS, or one in errors of I/O around it: those wrap it without its being their
+/// cause, and may do so several times.
+fn tls_error(error: &(dyn std::error::Error + 'static)) -> Option<rustls::Error> {
+    match error.downcast_ref::<io::Error>() {
+        Some(io) => tls_error(io.get_ref()?),
+        None => error.downcast_ref::<rustls::Error>().cloned(),
     }
 }
 
