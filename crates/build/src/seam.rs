@@ -125,6 +125,8 @@ pub trait Host: Send + Sync {
     fn fetch(&self, url: &str) -> Result<Fetched, HostError>;
     /// The directory of a named cache, made if it is not there.
     fn cache_directory(&self, id: &str) -> Result<PathBuf, HostError>;
+    /// An empty directory that goes with the build, for what is given to a command.
+    fn directory(&self) -> io::Result<PathBuf>;
     /// An empty file without a name, for what is on its way.
     fn temporary(&self) -> io::Result<File>;
     /// Shows a text to the one who builds.

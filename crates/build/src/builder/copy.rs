@@ -504,7 +504,7 @@ impl Stage<'_, '_> {
     }
 }
 
-fn hash_file(
+pub(super) fn hash_file(
     hasher: &mut sha2::Sha256,
     shown: &Path,
     node: &Node,

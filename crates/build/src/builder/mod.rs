@@ -4,6 +4,7 @@ mod arguments;
 mod copy;
 mod go;
 mod instructions;
+mod mounts;
 mod run;
 mod stage;
 

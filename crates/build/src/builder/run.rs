@@ -3,8 +3,8 @@
 use std::io::{self, Seek, SeekFrom};
 
 use super::stage::{Layer, Outcome, Stage};
-use crate::dockerfile::{CommandLine, Heredoc, MountKind, RunOptions};
-use crate::seam::{BuildError, RunMount, RunMountKind, RunRequest};
+use crate::dockerfile::{CommandLine, Heredoc, RunOptions};
+use crate::seam::{BuildError, RunRequest};
 
 impl Stage<'_, '_> {
     pub(super) fn run(
@@ -23,10 +23,12 @@ impl Stage<'_, '_> {
             }
             created_by = format!("{shown} {created_by}");
         }
+        let mut key = format!("{options:?}").into_bytes();
+        let mounts = self.find_mounts(options, &mut key)?;
         let outcome = Outcome {
             created_by,
             has_layer: true,
-            key: format!("{options:?}").into_bytes(),
+            key,
         };
         let Some(image) = self.base.as_ref().map(|base| base.id) else {
             return Err(BuildError::Invalid(
@@ -45,7 +47,7 @@ impl Stage<'_, '_> {
                     .network
                     .clone()
                     .filter(|network| network != "default"),
-                mounts: stage.mounts(options)?,
+                mounts: stage.place_mounts(&mounts)?,
             };
             stage.run_request(&request).map(Some)
         })
@@ -114,45 +116,6 @@ impl Stage<'_, '_> {
         };
         let file = write().map_err(BuildError::files("read the container's changes"))?;
         Ok(Box::new(file))
-    }
-
-    fn mounts(&mut self, options: &RunOptions) -> Result<Vec<RunMount>, BuildError> {
-        let mut mounts = Vec::new();
-        for mount in &options.mounts {
-            let target = self.expand(&mount.target)?;
-            let target = super::join(&self.config.working_dir, &target);
-            let kind = match mount.kind {
-                MountKind::Tmpfs => RunMountKind::Tmpfs(mount.size),
-                MountKind::Cache if mount.from.is_none() && mount.source.is_empty() => {
-                    let id = mount.id.clone().unwrap_or_else(|| target.clone());
-                    RunMountKind::Bind(self.build.host.cache_directory(&id)?)
-                }
-                MountKind::Cache => {
-                    return Err(BuildError::Invalid(
-                        "RUN --mount=type=cache with from or source is not supported".to_owned(),
-                    ));
-                }
-                MountKind::Bind => {
-                    return Err(BuildError::Invalid(
-                        "RUN --mount=type=bind is not available in this version of bulkhead yet: \
-                         use COPY"
-                            .to_owned(),
-                    ));
-                }
-                MountKind::Secret => {
-                    return Err(BuildError::Invalid(
-                        "RUN --mount=type=secret is not available in this version of bulkhead yet"
-                            .to_owned(),
-                    ));
-                }
-            };
-            mounts.push(RunMount {
-                target,
-                read_only: mount.read_only,
-                kind,
-            });
-        }
-        Ok(mounts)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_build::{
@@ -62,6 +62,23 @@ pub struct BuildHost {
     say: Box<dyn Fn(Said) + Send + Sync>,
     /// Images that may not be removed while this lives.
     held: Mutex<Vec<ImageId>>,
+    /// What commands were given; goes with this.
+    directories: Mutex<Vec<tempfile::TempDir>>,
+}
+
+/// Removes what builds of a daemon that was killed have left. To be called before the first.
+pub fn sweep(data_root: &Path) {
+    let path = temporaries(data_root);
+    match std::fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "an ended build's files stay");
+        }
+        _ => {}
+    }
+}
+
+fn temporaries(data_root: &Path) -> PathBuf {
+    data_root.join("build/tmp")
 }
 
 impl BuildHost {
@@ -79,6 +96,7 @@ impl BuildHost {
             cancelled,
             say: Box::new(say),
             held: Mutex::default(),
+            directories: Mutex::default(),
         }
     }
 
@@ -405,6 +423,16 @@ impl Host for BuildHost {
         Ok(path)
     }
 
+    fn directory(&self) -> io::Result<PathBuf> {
+        let directory = tempfile::tempdir_in(self.temporaries()?)?;
+        let path = directory.path().to_owned();
+        self.directories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(directory);
+        Ok(path)
+    }
+
     fn temporary(&self) -> io::Result<File> {
         tempfile::tempfile_in(self.temporaries()?)
     }
@@ -424,7 +452,7 @@ impl Host for BuildHost {
 
 impl BuildHost {
     fn temporaries(&self) -> io::Result<PathBuf> {
-        let path = self.state.config.data_root.join("build/tmp");
+        let path = temporaries(&self.state.config.data_root);
         std::fs::create_dir_all(&path)?;
         Ok(path)
     }

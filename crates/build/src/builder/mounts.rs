@@ -1,0 +1,215 @@
+//! `RUN --mount`: what a command is given besides its image's files.
+//!
+//! A bind is a copy in a directory of its own: contexts are never unpacked otherwise, an
+//! image's files may not be changed, and what a command writes there is to be forgotten.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::Digest as _;
+
+use super::copy::hash_file;
+use super::stage::Stage;
+use crate::dockerfile::{Mount, MountKind, RunOptions};
+use crate::seam::{BuildError, RunMount, RunMountKind};
+use crate::tree::{Kind, MountedTree, Node, SourceTree, clean, resolve};
+
+/// A mount whose source has been found.
+pub(super) struct Found<'m> {
+    mount: &'m Mount,
+    target: String,
+    /// Of a bind.
+    source: Option<Source>,
+}
+
+struct Source {
+    tree: Arc<dyn SourceTree>,
+    path: PathBuf,
+    node: Node,
+}
+
+impl Stage<'_, '_> {
+    /// Finds what is to be mounted, and feeds into `key` all that a cached step depends on.
+    pub(super) fn find_mounts<'m>(
+        &mut self,
+        options: &'m RunOptions,
+        key: &mut Vec<u8>,
+    ) -> Result<Vec<Found<'m>>, BuildError> {
+        let mut found = Vec::new();
+        for mount in &options.mounts {
+            let target = self.expand(&mount.target)?;
+            let target = super::join(&self.config.working_dir, &target);
+            let source = match mount.kind {
+                MountKind::Bind => {
+                    let source = self.bind_source(mount)?;
+                    key.extend(digest(&source)?);
+                    Some(source)
+                }
+                MountKind::Cache if mount.from.is_some() || !mount.source.is_empty() => {
+                    return Err(BuildError::Invalid(
+                        "RUN --mount=type=cache with from or source is not supported".to_owned(),
+                    ));
+                }
+                MountKind::Secret if mount.required => {
+                    let id = mount.id.as_deref().unwrap_or(&target);
+                    return Err(BuildError::Invalid(format!(
+                        "secret {id}: not found: the classic builder is given no secrets"
+                    )));
+                }
+                // One that may be missing is missing.
+                MountKind::Secret => continue,
+                MountKind::Cache | MountKind::Tmpfs => None,
+            };
+            found.push(Found {
+                mount,
+                target,
+                source,
+            });
+        }
+        Ok(found)
+    }
+
+    fn bind_source(&mut self, mount: &Mount) -> Result<Source, BuildError> {
+        let tree: Arc<dyn SourceTree> = match &mount.from {
+            Some(from) => {
+                let from = self.expand(from)?;
+                let image = self.build.source_image(&from)?;
+                Arc::new(MountedTree::new(self.build.host.mount(&image)?))
+            }
+            None => Arc::clone(&self.build.options.context) as Arc<dyn SourceTree>,
+        };
+        let text = self.expand(&mount.source)?;
+        let failed = |error| BuildError::files(format!("mount {text}"))(error);
+        let path = resolve(&*tree, &clean(Path::new(&text))).map_err(failed)?;
+        let node = tree.node(&path).map_err(failed)?;
+        let node = match node {
+            Some(node) => node,
+            None if path.as_os_str().is_empty() => {
+                Node::directory(0o755, 0, 0, crate::tree::Mtime::default())
+            }
+            None => {
+                return Err(BuildError::Invalid(format!(
+                    "RUN --mount=type=bind: {text:?} does not exist"
+                )));
+            }
+        };
+        Ok(Source { tree, path, node })
+    }
+
+    /// Puts in place what was found.
+    pub(super) fn place_mounts(&self, found: &[Found<'_>]) -> Result<Vec<RunMount>, BuildError> {
+        let host = self.build.host;
+        let mut mounts = Vec::new();
+        for Found {
+            mount,
+            target,
+            source,
+        } in found
+        {
+            let kind = match (mount.kind, source) {
+                (MountKind::Tmpfs, _) => RunMountKind::Tmpfs(mount.size),
+                (_, Some(source)) => {
+                    let place = || -> io::Result<PathBuf> {
+                        let place = host.directory()?.join("files");
+                        copy(source, &place)?;
+                        Ok(place)
+                    };
+                    let failed = BuildError::files(format!("mount at {target}"));
+                    RunMountKind::Bind(place().map_err(failed)?)
+                }
+                (_, None) => {
+                    let id = mount.id.clone().unwrap_or_else(|| target.clone());
+                    RunMountKind::Bind(host.cache_directory(&id)?)
+                }
+            };
+            mounts.push(RunMount {
+                target: target.clone(),
+                read_only: mount.read_only,
+                kind,
+            });
+        }
+        Ok(mounts)
+    }
+}
+
+/// All paths of a source in order, parents first, each relative to the source.
+fn walk(
+    source: &Source,
+    mut visit: impl FnMut(&Path, &Path, &Node) -> io::Result<()>,
+) -> io::Result<()> {
+    visit(Path::new(""), &source.path, &source.node)?;
+    if !source.node.is_directory() {
+        return Ok(());
+    }
+    let mut pending = vec![PathBuf::new()];
+    while let Some(directory) = pending.pop() {
+        for name in source.tree.children(&source.path.join(&directory))? {
+            let shown = directory.join(name);
+            let path = source.path.join(&shown);
+            let Some(node) = source.tree.node(&path)? else {
+                continue;
+            };
+            visit(&shown, &path, &node)?;
+            if node.is_directory() {
+                pending.push(shown);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn digest(source: &Source) -> Result<[u8; 32], BuildError> {
+    let mut hasher = sha2::Sha256::new();
+    walk(source, |shown, path, node| {
+        hash_file(&mut hasher, shown, node, &*source.tree, path).map_err(io::Error::other)
+    })
+    .map_err(BuildError::files(source.path.display().to_string()))?;
+    Ok(hasher.finalize().into())
+}
+
+/// Copies a source to a place that nobody else writes to. Directories get their bits in the
+/// end: they need not let anybody write.
+fn copy(source: &Source, place: &Path) -> io::Result<()> {
+    let mut directories = Vec::new();
+    walk(source, |shown, path, node| {
+        // An empty join would end with a slash, which names no file.
+        let to = if shown.as_os_str().is_empty() {
+            place.to_owned()
+        } else {
+            place.join(shown)
+        };
+        match &node.kind {
+            Kind::Directory => {
+                fs::create_dir(&to)?;
+                directories.push((to, node.clone()));
+            }
+            Kind::File { .. } => {
+                let mut file = File::create_new(&to)?;
+                io::copy(&mut source.tree.open(path)?, &mut file)?;
+                chown(&to, Some(node.uid), Some(node.gid))?;
+                file.set_permissions(fs::Permissions::from_mode(node.mode))?;
+                let seconds = u64::try_from(node.mtime.seconds).unwrap_or(0);
+                let since = std::time::Duration::new(seconds, node.mtime.nanoseconds);
+                // A time beyond what this host knows is left as it is.
+                if let Some(time) = std::time::UNIX_EPOCH.checked_add(since) {
+                    file.set_modified(time)?;
+                }
+            }
+            Kind::Symlink(target) => {
+                symlink(target, &to)?;
+                lchown(&to, Some(node.uid), Some(node.gid))?;
+            }
+            // Strangers' devices are not made on the host; pipes are of no use in a copy.
+            Kind::Fifo | Kind::CharacterDevice(..) | Kind::BlockDevice(..) => {}
+        }
+        Ok(())
+    })?;
+    for (path, node) in directories {
+        chown(&path, Some(node.uid), Some(node.gid))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(node.mode))?;
+    }
+    Ok(())
+}
