@@ -333,6 +333,86 @@ async fn a_container_is_found_shown_renamed_and_removed() {
     daemon.stop().await;
 }
 
+/// What clients' own tests look for: the class of the error, and Docker's words.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_of_dockers_class() {
+    let daemon = TestDaemon::start().await;
+    daemon.import_image().await;
+    let with = |host_config: Value| {
+        let mut body = command();
+        body["HostConfig"] = host_config;
+        body["WorkingDir"] = json!("/srv/../tmp/");
+        body
+    };
+    daemon
+        .create("brief", with(json!({ "AutoRemove": true })))
+        .await;
+    let (_, shown) = daemon.get("/containers/brief/json").await;
+    assert_eq!(shown["Config"]["WorkingDir"], "/tmp");
+    for (path, body, status, words) in [
+        (
+            "/containers/brief/update",
+            json!({ "RestartPolicy": { "Name": "always" } }),
+            409,
+            "AutoRemove is enabled",
+        ),
+        (
+            "/containers/brief/rename?name=brief",
+            json!({}),
+            400,
+            "Renaming a container with the same name",
+        ),
+        (
+            "/containers/create",
+            with(json!({ "Links": ["nobody:alias"] })),
+            400,
+            "could not get container for nobody",
+        ),
+        (
+            "/containers/create",
+            with(json!({ "SecurityOpt": ["nonsense"] })),
+            400,
+            "invalid --security-opt 1: \"nonsense\"",
+        ),
+        (
+            "/containers/create",
+            with(json!({ "LogConfig": { "Type": "asdf" } })),
+            400,
+            "logger: no log driver named 'asdf' is registered",
+        ),
+        (
+            "/images/empty/tag?repo=sha256&tag=abc",
+            json!({}),
+            400,
+            "ambiguous tag using digest algorithm as name",
+        ),
+    ] {
+        let answer = daemon.post(path, body).await;
+        let (got, text) = message(&answer);
+        assert_eq!(got, status, "{path}: {text}");
+        assert!(text.contains(words), "{path}: {text}");
+    }
+    // Of a limit on processes, everything below 1 means none; old clients cannot set it.
+    for (path, limit, shown) in [
+        ("/containers/brief/update", 16, json!(16)),
+        ("/v1.39/containers/brief/update", 32, json!(16)),
+        ("/containers/brief/update", -2, json!(0)),
+    ] {
+        let (status, _) = daemon.post(path, json!({ "PidsLimit": limit })).await;
+        assert_eq!(status, StatusCode::OK, "{path} {limit}");
+        let (_, now) = daemon.get("/containers/brief/json").await;
+        assert_eq!(now["HostConfig"]["PidsLimit"], shown, "{path} {limit}");
+    }
+    assert_eq!(daemon.get("/networks/").await.0, StatusCode::OK);
+    let (_, first) = daemon.get("/containers/json?all=1&all=0").await;
+    assert_eq!(
+        first.as_array().map(Vec::len),
+        Some(1),
+        "the first value counts"
+    );
+    daemon.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn verbs_are_refused_by_state() {
     let daemon = TestDaemon::start().await;

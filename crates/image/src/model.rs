@@ -84,6 +84,8 @@ pub struct ImageSummary {
     pub digests: Vec<Reference>,
     /// Seconds since the epoch; 0 if its config does not say.
     pub created: i64,
+    /// The same in nanoseconds: what tells apart images made one right after the other.
+    pub created_nanoseconds: i128,
     /// Sum of its layers' file sizes, bytes.
     pub size: u64,
     /// Its labels and other defaults.

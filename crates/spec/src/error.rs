@@ -55,8 +55,13 @@ pub enum Invalid {
         name: String,
     },
     /// A security option without a value that needs one, or of an unknown name.
-    #[error("invalid --security-opt: \"{0}\"")]
-    SecurityOption(String),
+    #[error("invalid --security-opt {position}: \"{option}\"")]
+    SecurityOption {
+        /// 1: no such word; 2: no such name, or not with this value. Docker's numbers.
+        position: u8,
+        /// As given.
+        option: String,
+    },
     /// A seccomp profile that cannot be read.
     #[error("decoding seccomp profile failed: {0}")]
     SeccompProfile(String),

@@ -12,6 +12,11 @@ pub fn merge_image_config(config: &mut ContainerConfig, image: &ImageConfig) {
     if is_blank(config.working_dir.as_deref()) {
         config.working_dir.clone_from(&image.working_dir);
     }
+    if let Some(directory) = &mut config.working_dir
+        && directory.starts_with('/')
+    {
+        *directory = crate::mount_points::clean_path(directory);
+    }
     if is_blank(config.stop_signal.as_deref()) {
         config.stop_signal.clone_from(&image.stop_signal);
     }

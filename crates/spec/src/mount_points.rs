@@ -11,6 +11,9 @@ use bollard_stubs::models::{ContainerConfig, HostConfig, Mount as ApiMount, Moun
 use crate::Invalid;
 use crate::mounts::{clean_destination, user_tmpfs_destinations};
 
+/// What dockerd says of a named volume that no option was given for.
+const VOLUME_MODE: &str = "z";
+
 /// A mount that a container asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountRequest {
@@ -230,11 +233,15 @@ fn parse_bind(raw: &str, driver: &str) -> Result<MountRequest, Invalid> {
             subpath: None,
         },
     };
+    let shown = match &source {
+        MountSource::Volume { name: Some(_), .. } if options.is_empty() => VOLUME_MODE,
+        _ => options,
+    };
     Ok(MountRequest {
         destination,
         source,
         read_only: mode.read_only,
-        mode: options.to_owned(),
+        mode: shown.to_owned(),
         recursive: true,
         read_only_recursive: true,
         origin: MountOrigin::Bind,
@@ -348,7 +355,10 @@ fn parse_mount(mount: &ApiMount) -> Result<Option<MountRequest>, Invalid> {
         destination,
         source,
         read_only,
-        mode: String::new(),
+        mode: match mount.typ {
+            Some(MountType::VOLUME) => VOLUME_MODE.to_owned(),
+            _ => String::new(),
+        },
         recursive,
         read_only_recursive,
         origin: MountOrigin::Mount,
@@ -381,7 +391,7 @@ fn is_local(path: &str) -> bool {
 }
 
 /// As Go's `filepath.Clean`: the name is not looked up, so `..` takes off what is written.
-fn clean_path(path: &str) -> String {
+pub(crate) fn clean_path(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

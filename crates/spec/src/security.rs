@@ -60,14 +60,17 @@ impl SecurityOptions {
     pub fn parse(host_config: &HostConfig) -> Result<Self, Invalid> {
         let mut out = Self::default();
         for option in host_config.security_opt.iter().flatten() {
-            let refused = || Invalid::SecurityOption(option.clone());
+            let refused = |position| Invalid::SecurityOption {
+                position,
+                option: option.clone(),
+            };
             let split = option.split_once('=').or_else(|| option.split_once(':'));
             let Some((name, value)) = split else {
                 // `disable` is the oldest spelling of `label=disable`.
                 match option.as_str() {
                     "no-new-privileges" => out.no_new_privileges = true,
                     "disable" => {}
-                    _ => return Err(refused()),
+                    _ => return Err(refused(1)),
                 }
                 continue;
             };
@@ -76,7 +79,7 @@ impl SecurityOptions {
                     out.no_new_privileges = match value {
                         "true" | "1" | "t" | "T" | "TRUE" | "True" => true,
                         "false" | "0" | "f" | "F" | "FALSE" | "False" => false,
-                        _ => return Err(refused()),
+                        _ => return Err(refused(2)),
                     }
                 }
                 "seccomp" => {
@@ -87,7 +90,7 @@ impl SecurityOptions {
                     }
                 }
                 "apparmor" | "label" => {}
-                _ => return Err(refused()),
+                _ => return Err(refused(2)),
             }
         }
         Ok(out)

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::body::{JsonBody, OptionalJson};
 use super::query::Params;
-use super::streams::{self, DetachKeys, Ended, MULTIPLEXED, RAW};
+use super::streams::{self, DetachKeys, Ended, Framing, MULTIPLEXED, RAW};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
 use crate::hijack::{Hijack, RawConnection};
@@ -190,7 +190,15 @@ async fn converse(attachment: Attachment, target: Option<AttachTarget>, mut raw:
         },
     };
     let stdin = attachment.request.stdin;
-    let ended = streams::pump(raw, process, stdin, attachment.detach, async {}).await;
+    let ended = streams::pump(
+        raw,
+        process,
+        stdin,
+        attachment.detach,
+        Framing::AsIs,
+        async {},
+    )
+    .await;
     if ended == Ended::Detached {
         attachment.container.announce("detach", Vec::new()).await;
     }
@@ -309,6 +317,7 @@ async fn exec_create(
 #[serde(rename_all = "PascalCase", default)]
 struct ExecStart {
     detach: Option<bool>,
+    tty: Option<bool>,
     console_size: Option<Vec<u16>>,
 }
 
@@ -338,10 +347,16 @@ async fn exec_start(
         state.containers.exec_start(&exec, true).await?;
         return Ok(StatusCode::OK.into_response());
     }
-    let (response, raw) = hijack.take(content_type(exec.request.tty(), version));
+    // How the client reads is what it says here, whatever the process was made with.
+    let terminal = (exec.request.tty(), options.tty.unwrap_or(false));
+    let framing = match terminal {
+        (true, false) => Framing::AsStdout,
+        _ => Framing::AsIs,
+    };
+    let (response, raw) = hijack.take(content_type(terminal == (true, true), version));
     tokio::spawn(async move {
         match raw.await {
-            Ok(raw) => exec_converse(state, exec, keys, raw).await,
+            Ok(raw) => exec_converse(state, exec, keys, framing, raw).await,
             // The client has gone; it was promised nothing.
             Err(_) => state.containers.exec_abandon(&exec),
         }
@@ -349,7 +364,13 @@ async fn exec_start(
     Ok(response)
 }
 
-async fn exec_converse(state: AppState, exec: Arc<Exec>, keys: DetachKeys, mut raw: RawConnection) {
+async fn exec_converse(
+    state: AppState,
+    exec: Arc<Exec>,
+    keys: DetachKeys,
+    framing: Framing,
+    mut raw: RawConnection,
+) {
     let tty = exec.request.tty();
     let stdin = exec.request.attach_stdin.unwrap_or(false);
     match state.containers.exec_start(&exec, false).await {
@@ -359,7 +380,7 @@ async fn exec_converse(state: AppState, exec: Arc<Exec>, keys: DetachKeys, mut r
             };
             let detach = (tty && stdin).then_some(keys);
             // A client that has seen the end asks for the exit code.
-            let ended = streams::pump(raw, process, stdin, detach, exec.ended()).await;
+            let ended = streams::pump(raw, process, stdin, detach, framing, exec.ended()).await;
             if ended == Ended::Detached {
                 state.containers.exec_detached(&exec);
             }
@@ -368,10 +389,8 @@ async fn exec_converse(state: AppState, exec: Arc<Exec>, keys: DetachKeys, mut r
             // The head is out: the reason goes where output would, as with dockerd.
             let text = format!("{}\r\n", error.message);
             let mut bytes = Vec::new();
-            if !tty {
-                let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                bytes.extend_from_slice(&[1, 0, 0, 0]);
-                bytes.extend_from_slice(&length.to_be_bytes());
+            if !tty || framing == Framing::AsStdout {
+                bytes.extend_from_slice(&streams::frame_head(text.len()));
             }
             bytes.extend_from_slice(text.as_bytes());
             let _ = raw.socket.write_all(&bytes).await;

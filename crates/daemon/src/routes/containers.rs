@@ -165,8 +165,12 @@ async fn wait(
 async fn update(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    JsonBody(request): JsonBody<UpdateRequest>,
+    axum::Extension(version): axum::Extension<ApiVersion>,
+    JsonBody(mut request): JsonBody<UpdateRequest>,
 ) -> ApiResult<Json<Value>> {
+    if version < ApiVersion(1, 40) {
+        request = request.without_pids_limit();
+    }
     let container = state.containers.find(&id)?;
     container.update(request).await?;
     Ok(Json(json!({ "Warnings": null })))

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{ApiError, ApiResult};
 
-/// A decoded query string. Of a key given twice the last value counts, unless
+/// A decoded query string. Of a key given twice the first value counts, unless
 /// [`Params::all`] is asked.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
@@ -32,7 +32,7 @@ impl Params {
     pub fn get(&self, key: &str) -> Option<&str> {
         self.pairs
             .iter()
-            .rev()
+            // As Go reads a query: the first one counts.
             .find(|(name, _)| name == key)
             .map(|(_, value)| value.as_str())
             .filter(|value| !value.is_empty())

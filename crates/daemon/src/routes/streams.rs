@@ -104,12 +104,13 @@ pub async fn pump(
     process: UnixStream,
     stdin: bool,
     detach: Option<DetachKeys>,
+    framing: Framing,
     settled: impl Future<Output = ()>,
 ) -> Ended {
     let (from_client, mut to_client) = client.socket.into_split();
     let (mut from_process, to_process) = process.into_split();
     let output = async {
-        let copied = copy(&mut from_process, &mut to_client).await;
+        let copied = copy(&mut from_process, &mut to_client, framing).await;
         settled.await;
         let _ = to_client.shutdown().await;
         match copied {
@@ -137,17 +138,41 @@ pub async fn pump(
     }
 }
 
+/// What is done with a process's output on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// It goes as it comes.
+    AsIs,
+    /// A terminal's output for a client that did not ask for a terminal: it reads frames.
+    AsStdout,
+}
+
+/// The head of a frame of standard output.
+pub fn frame_head(length: usize) -> [u8; 8] {
+    let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [1, 0, 0, 0, length[0], length[1], length[2], length[3]]
+}
+
 enum Broken {
     Source,
     Target,
 }
 
-async fn copy(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) -> Result<(), Broken> {
+async fn copy(
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    framing: Framing,
+) -> Result<(), Broken> {
     let mut buffer = vec![0; CHUNK];
     loop {
         let length = from.read(&mut buffer).await.map_err(|_| Broken::Source)?;
         if length == 0 {
             return Ok(());
+        }
+        if framing == Framing::AsStdout {
+            to.write_all(&frame_head(length))
+                .await
+                .map_err(|_| Broken::Target)?;
         }
         to.write_all(&buffer[..length])
             .await
@@ -253,6 +278,11 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_tells_its_length() {
+        assert_eq!(frame_head(0x0102), [1, 0, 0, 0, 0, 0, 1, 2]);
+    }
+
+    #[test]
     fn keys_are_read() {
         assert_eq!(DetachKeys::parse(None).unwrap().keys, [16, 17]);
         assert_eq!(
@@ -260,6 +290,10 @@ mod tests {
             [0, 27, 65]
         );
         assert!(DetachKeys::parse(Some("ctrl-1")).is_err());
+        assert!(
+            DetachKeys::parse(Some("ctrl-A,a")).is_err(),
+            "Docker's are lower case"
+        );
         assert!(DetachKeys::parse(Some("shift-a")).is_err());
     }
 
@@ -271,7 +305,7 @@ mod tests {
             early: bytes::Bytes::from_static(b"early "),
             socket: ours,
         };
-        let pumping = tokio::spawn(pump(raw, theirs, true, None, async {}));
+        let pumping = tokio::spawn(pump(raw, theirs, true, None, Framing::AsIs, async {}));
         let (mut client_reads, mut client_writes) = client.into_split();
         client_writes.write_all(b"late").await.unwrap();
         client_writes.shutdown().await.unwrap();
@@ -296,6 +330,9 @@ mod tests {
             socket: ours,
         };
         drop(client);
-        assert_eq!(pump(raw, theirs, true, None, async {}).await, Ended::Client);
+        assert_eq!(
+            pump(raw, theirs, true, None, Framing::AsIs, async {}).await,
+            Ended::Client
+        );
     }
 }

@@ -234,6 +234,12 @@ impl Images {
 pub fn reference(repository: &str, tag: Option<&str>) -> ApiResult<Reference> {
     let bad = |error: &dyn std::fmt::Display| ApiError::bad_request(error.to_string());
     let parsed = Reference::parse(repository).map_err(|error| bad(&error))?;
+    // `sha256:abc` would read as an image's ID.
+    if parsed.familiar().split(':').next() == Some("sha256") {
+        return Err(ApiError::bad_request(
+            "refusing to create an ambiguous tag using digest algorithm as name",
+        ));
+    }
     match tag {
         Some(tag) => parsed.with_tag(tag).map_err(|error| bad(&error)),
         None => Ok(parsed.with_default_tag()),

@@ -181,6 +181,8 @@ impl ImageStore {
             tags,
             digests,
             created: seconds(document.created.as_deref()),
+            created_nanoseconds: time(document.created.as_deref())
+                .map_or(0, jiff::Timestamp::as_nanosecond),
             size: layers.iter().map(|layer| layer.content_bytes).sum(),
             config: document.config.clone(),
         };
@@ -245,6 +247,9 @@ pub(crate) fn extend_chain(below: Option<Digest>, diff_id: Digest) -> Digest {
 
 /// Seconds since the epoch of an RFC 3339 time; 0 if there is none.
 fn seconds(time: Option<&str>) -> i64 {
-    time.and_then(|time| time.parse::<jiff::Timestamp>().ok())
-        .map_or(0, jiff::Timestamp::as_second)
+    self::time(time).map_or(0, jiff::Timestamp::as_second)
+}
+
+fn time(text: Option<&str>) -> Option<jiff::Timestamp> {
+    text.and_then(|text| text.parse().ok())
 }

@@ -38,8 +38,8 @@ pub(super) async fn select<'a>(
                 Some(false) => named,
                 None => true,
             }
-            && before.is_none_or(|time| image.created < time)
-            && since.is_none_or(|time| image.created > time)
+            && before.is_none_or(|time| image.created_nanoseconds < time)
+            && since.is_none_or(|time| image.created_nanoseconds > time)
             && matches_labels(image, filters)
             && is_before_until(image, filters)?
             && matches_reference(image, filters);
@@ -56,7 +56,7 @@ async fn reference_time(
     images: &[ImageSummary],
     filters: &Filters,
     key: &str,
-) -> ApiResult<Option<i64>> {
+) -> ApiResult<Option<i128>> {
     let Some(name) = filters.get(key).and_then(|values| values.first()) else {
         return Ok(None);
     };
@@ -64,7 +64,7 @@ async fn reference_time(
     Ok(images
         .iter()
         .find(|image| image.id == id)
-        .map(|image| image.created))
+        .map(|image| image.created_nanoseconds))
 }
 
 fn dangling(filters: &Filters) -> ApiResult<Option<bool>> {

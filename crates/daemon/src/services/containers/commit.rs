@@ -45,9 +45,13 @@ impl Containers {
         // To the end, whatever becomes of the client: it must not stay frozen.
         let (containers, handle) = (self.clone(), Arc::clone(handle));
         let work = tokio::spawn(async move {
-            let freeze = request.pause && handle.view().record.state.status == Status::Running;
-            if freeze {
-                handle.pause().await?;
+            let mut freeze = request.pause && handle.view().record.state.status == Status::Running;
+            if freeze && let Err(error) = handle.pause().await {
+                // It ended just now, and is as still as it can be.
+                if handle.view().record.state.status == Status::Running {
+                    return Err(error);
+                }
+                freeze = false;
             }
             let made = containers
                 .commit_quiet(&handle, record, config, &request)

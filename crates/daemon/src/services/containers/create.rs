@@ -128,6 +128,15 @@ impl Containers {
             bulkhead_spec::validate(&config, &host_config, isolation, facts).map_err(invalid)?,
         );
         let attachments = super::network::attachments(&body, &host_config)?;
+        for link in host_config.links.iter().flatten() {
+            let name = link.split(':').next().unwrap_or_default();
+            self.find(name).map_err(|error| {
+                ApiError::bad_request(format!(
+                    "could not get container for {name}: {}",
+                    error.message
+                ))
+            })?;
+        }
         crate::services::networks::publish::requests(&config, &host_config)?;
         check_signal(&config)?;
         super::health::check(config.healthcheck.as_ref())?;
@@ -274,8 +283,7 @@ impl Containers {
         let driver = log.typ.clone().unwrap_or_default();
         if !LOG_DRIVERS.contains(&driver.as_str()) {
             return Err(ApiError::bad_request(format!(
-                "logger: no log driver named '{driver}' is registered: the valid ones are {}",
-                LOG_DRIVERS.join(", ")
+                "logger: no log driver named '{driver}' is registered"
             )));
         }
         let options = log.config.get_or_insert_default();

@@ -35,6 +35,15 @@ fn named(value: &Option<String>) -> Option<String> {
 }
 
 impl UpdateRequest {
+    /// What this means from a client before 1.40, when there was no `PidsLimit` here.
+    #[must_use]
+    pub fn without_pids_limit(self) -> Self {
+        Self {
+            pids_limit: None,
+            ..self
+        }
+    }
+
     /// The host configuration as it is to be.
     ///
     /// # Errors
