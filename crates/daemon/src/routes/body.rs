@@ -43,7 +43,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(None));
         }
-        decode(&bytes).map(|value| Self(Some(value)))
+        // `null` is nothing too.
+        decode(&bytes).map(Self)
     }
 }
 
@@ -103,6 +104,16 @@ mod tests {
         JsonBody::from_request(request, &())
             .await
             .map(|body| body.0)
+    }
+
+    #[tokio::test]
+    async fn null_is_nothing() {
+        let request = Request::builder()
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from("null"))
+            .unwrap();
+        let body = OptionalJson::<Vec<u8>>::from_request(request, &()).await;
+        assert_eq!(body.unwrap().0, None);
     }
 
     #[tokio::test]
