@@ -1,6 +1,7 @@
 //! The end-to-end suite; see the library of this package for how it works.
 
 mod bad_input;
+mod build;
 mod daemon_restart;
 mod exec;
 mod failure;

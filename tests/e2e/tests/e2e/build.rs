@@ -1,0 +1,190 @@
+//! Builds: the classic builder, at both isolations.
+
+use bulkhead_e2e::images::{Meta, Tar};
+use bulkhead_e2e::{BUSYBOX, Cell, Output, case};
+
+/// A build whose context is an archive on the client's standard input.
+fn build(cell: &Cell, arguments: &str, files: &[(&str, &str)]) -> Output {
+    let mut tar = Tar::new();
+    for (path, content) in files {
+        tar.file(path, &Meta::mode(0o644), content.as_bytes());
+    }
+    let isolation = if bulkhead_e2e::daemon::is_reference() {
+        String::new()
+    } else {
+        format!("--isolation={}", cell.isolation_name())
+    };
+    // What no buildx is installed for: the docker command takes the classic builder itself.
+    cell.line(&format!("build {isolation} {arguments} -"))
+        .stdin(tar.done())
+        .output()
+}
+
+/// What an image's command prints. Always a process: the files are the same.
+fn prints(cell: &Cell, image: &str, command: &str) -> Vec<String> {
+    cell.cli(&format!("run --rm {image} {command}"))
+        .ok()
+        .lines()
+}
+
+fn id(cell: &Cell, image: &str) -> String {
+    cell.cli(&format!("image inspect -f {{{{.Id}}}} {image}"))
+        .ok()
+        .text()
+}
+
+fn remove(cell: &Cell, names: &[&str]) {
+    for name in names {
+        cell.cli(&format!("rmi {name}")).ok();
+    }
+}
+
+case!(instructions_stages_and_the_cache, |cell| {
+    // Cells share a daemon and its cache: what they build is each one's own.
+    let (one, two) = (
+        format!("first {}", cell.number()),
+        format!("second {}", cell.number()),
+    );
+    let name = cell.name("image");
+    let dockerfile = format!(
+        "ARG BASE={BUSYBOX}\n\
+         FROM $BASE AS made\n\
+         LABEL cell=\"{one}\"\n\
+         ARG WORD=none\n\
+         ENV GREETING=hello\n\
+         WORKDIR /made\n\
+         COPY source copied\n\
+         RUN echo $GREETING $WORD > said && cat copied >> said\n\
+         FROM {BUSYBOX}\n\
+         COPY --from=made --chown=7:8 /made/said /said\n\
+         SHELL [\"/bin/sh\", \"-ec\"]\n\
+         USER 1000\n\
+         STOPSIGNAL SIGINT\n\
+         CMD cat /said\n"
+    );
+    let files = [
+        ("Dockerfile", dockerfile.as_str()),
+        ("source", one.as_str()),
+    ];
+    let arguments = format!("--build-arg WORD=there --label a=b -t {name}");
+    build(cell, &arguments, &files)
+        .ok()
+        .says(&format!("Successfully tagged {name}:latest"));
+    assert_eq!(prints(cell, &name, ""), ["hello there", one.as_str()]);
+    assert_eq!(prints(cell, &name, "stat -c %u:%g /said"), ["7:8"]);
+    let config = cell.cli(&format!("image inspect {name}")).ok().json()[0]["Config"].clone();
+    assert_eq!(config["Labels"]["a"], "b");
+    assert_eq!(config["StopSignal"], "SIGINT");
+    assert_eq!(config["User"], "1000");
+    let first = id(cell, &name);
+
+    // All of it is in the cache, until a file is another one.
+    let again = build(cell, &arguments, &files).ok();
+    assert!(!again.text().contains("Running in"), "{again}");
+    assert_eq!(id(cell, &name), first);
+    let changed = [files[0], ("source", two.as_str())];
+    build(cell, &arguments, &changed).ok().says("Running in");
+    assert_eq!(prints(cell, &name, ""), ["hello there", two.as_str()]);
+
+    let target = cell.name("image");
+    build(cell, &format!("--target made -t {target}"), &changed).ok();
+    assert_eq!(
+        prints(cell, &target, "cat /made/said"),
+        ["hello none", two.as_str()]
+    );
+    remove(cell, &[&target, &name]);
+    let _ = cell.cli(&format!("rmi {first}"));
+});
+
+case!(a_failed_step_is_told_and_leaves_no_image, |cell| {
+    let name = cell.name("image");
+    let dockerfile = format!("FROM {BUSYBOX}\nRUN echo before && exit 7\n");
+    let arguments = format!("--force-rm -t {name}");
+    build(cell, &arguments, &[("Dockerfile", &dockerfile)])
+        .exits(7)
+        .says("before")
+        .says("returned a non-zero code: 7");
+    cell.cli(&format!("image inspect {name}")).exits(1);
+    build(cell, "", &[("Dockerfile", "FROM scratch\nNONSENSE x\n")])
+        .exits(1)
+        .says("nonsense");
+    build(cell, "", &[("Dockerfile", "FROM scratch\nCOPY ../x /\n")])
+        .exits(1)
+        .says("forbidden path outside the build context");
+});
+
+case!(ours a_command_is_given_mounts, |cell| {
+    let (one, two) = (
+        format!("first {}\n", cell.number()),
+        format!("second {}\n", cell.number()),
+    );
+    let name = cell.name("image");
+    let dockerfile = format!(
+        "FROM {BUSYBOX} AS other\n\
+         LABEL cell=\"{}\"\n\
+         RUN mkdir /o && echo from-stage > /o/file\n\
+         FROM {BUSYBOX}\n\
+         RUN --mount=type=bind,target=/context cat /context/in/file > /said; \
+         touch /context/new 2>/dev/null || echo read-only >> /said\n\
+         RUN --mount=type=bind,from=other,source=o,target=/m,rw \
+         cat /m/file >> /said && echo gone > /m/file\n\
+         RUN --mount=type=secret,id=none --mount=type=tmpfs,target=/t \
+         [ ! -e /run/secrets/none ] && grep -c ' /t tmpfs' /proc/mounts >> /said\n\
+         RUN <<END\n\
+         echo heredoc >> /said\n\
+         END\n",
+        one.trim()
+    );
+    let files = [("Dockerfile", dockerfile.as_str()), ("in/file", one.as_str())];
+    build(cell, &format!("-t {name}"), &files).ok();
+    let said = prints(cell, &name, "cat /said");
+    assert_eq!(said, [one.trim(), "read-only", "from-stage", "1", "heredoc"]);
+    // What is mounted decides whether a step is the one in the cache.
+    let first = id(cell, &name);
+    build(cell, &format!("-t {name}"), &files).ok();
+    assert_eq!(id(cell, &name), first);
+    let changed = [files[0], ("in/file", two.as_str())];
+    build(cell, &format!("-t {name}"), &changed).ok();
+    assert_eq!(prints(cell, &name, "head -n1 /said"), [two.trim()]);
+    let needed = format!("FROM {BUSYBOX}\nRUN --mount=type=secret,id=key,required=true true\n");
+    build(cell, "", &[("Dockerfile", &needed)])
+        .exits(1)
+        .says("secret key: not found");
+    remove(cell, &[&name]);
+    let _ = cell.cli(&format!("rmi {first}"));
+});
+
+case!(hyperv the_image_is_the_same_at_either_isolation, |cell| {
+    let dockerfile = format!(
+        "FROM {BUSYBOX}\n\
+         ARG SOURCE_DATE_EPOCH\n\
+         ENV A=b\n\
+         COPY source /source\n\
+         WORKDIR /work/deep\n\
+         RUN mkdir -p d/e && echo x > d/e/f && ln d/e/f hard && ln -s d/e/f soft && mkfifo p\n\
+         RUN chmod 4755 d/e/f && chown 5:6 d && rm /source && rm -r d/e && mkdir d/e\n\
+         RUN rm -f /etc/group && touch /etc/group && chmod 1777 /work\n\
+         CMD [\"true\"]\n"
+    );
+    let files = [("Dockerfile", dockerfile.as_str()), ("source", "same\n")];
+    let mut made = Vec::new();
+    for isolation in ["process", "hyperv"] {
+        let name = cell.name("image");
+        let mut tar = Tar::new();
+        for (path, content) in files {
+            tar.file(path, &Meta::mode(0o644), content.as_bytes());
+        }
+        cell.line(&format!(
+            "build --no-cache --isolation={isolation} --build-arg SOURCE_DATE_EPOCH=1000000000 \
+             -t {name} -"
+        ))
+        .stdin(tar.done())
+        .output()
+        .ok();
+        let image = cell.cli(&format!("image inspect {name}")).ok().json()[0].clone();
+        made.push((name, image["RootFS"].clone(), image["Id"].clone()));
+    }
+    assert_eq!(made[0].1, made[1].1, "the layers");
+    assert_eq!(made[0].2, made[1].2, "the digests");
+    remove(cell, &[&made[0].0, &made[1].0]);
+});
