@@ -68,7 +68,8 @@ fn pull(store: &Arc<ImageStore>, name: &str, seeds: &[u64]) -> bulkhead_image::R
     let config = config(diff_ids);
     let id = ImageId(Digest::of(&config));
     let reference = reference(name);
-    let manifest = format!("manifest of {name}").into_bytes();
+    // As a real one does, it names its configuration: no other image can have it.
+    let manifest = format!("manifest of {name} with {id}").into_bytes();
     let new = NewImage {
         config,
         parent: None,
