@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use axum::Router;
-use axum::http::{Request, StatusCode, Uri};
+use axum::http::{Request, Uri};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -104,13 +104,8 @@ fn strip_version<B>(request: &mut Request<B>) -> Result<(), ApiError> {
         version = asked;
         let rest = &path[2 + text.len()..];
         let rest = if rest.is_empty() { "/" } else { rest };
-        let stripped = match request.uri().query() {
-            Some(query) => format!("{rest}?{query}"),
-            None => rest.to_owned(),
-        };
-        *request.uri_mut() = stripped.parse::<Uri>().map_err(|error| {
-            ApiError::new(StatusCode::BAD_REQUEST, format!("invalid path: {error}"))
-        })?;
+        let rest = rest.to_owned();
+        set_path(request, &rest)?;
     }
     request.extensions_mut().insert(version);
     Ok(())
@@ -119,29 +114,46 @@ fn strip_version<B>(request: &mut Request<B>) -> Result<(), ApiError> {
 /// Takes a slash off the end of the path: `/networks/` is `/networks`.
 fn strip_slash<B>(request: &mut Request<B>) -> Result<(), ApiError> {
     let path = request.uri().path();
-    let bare = match path.strip_suffix('/') {
-        Some(bare) if !bare.is_empty() => bare,
-        _ => return Ok(()),
+    match path.strip_suffix('/').map(str::to_owned) {
+        Some(bare) if !bare.is_empty() => set_path(request, &bare),
+        _ => Ok(()),
+    }
+}
+
+/// Gives the request another path; its query stays.
+fn set_path<B>(request: &mut Request<B>, path: &str) -> Result<(), ApiError> {
+    let whole = match request.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
     };
-    let stripped = match request.uri().query() {
-        Some(query) => format!("{bare}?{query}"),
-        None => bare.to_owned(),
-    };
-    *request.uri_mut() = stripped.parse::<Uri>().map_err(|error| {
-        ApiError::new(StatusCode::BAD_REQUEST, format!("invalid path: {error}"))
-    })?;
+    *request.uri_mut() = whole
+        .parse::<Uri>()
+        .map_err(|error| ApiError::bad_request(format!("invalid path: {error}")))?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::StatusCode;
 
     fn strip(uri: &str) -> Result<(String, ApiVersion), ApiError> {
         let mut request = Request::builder().uri(uri).body(()).unwrap();
         strip_version(&mut request)?;
         let version = *request.extensions().get::<ApiVersion>().unwrap();
         Ok((request.uri().to_string(), version))
+    }
+
+    #[test]
+    fn a_slash_at_the_end_is_nothing() {
+        let strip = |uri: &str| {
+            let mut request = Request::builder().uri(uri).body(()).unwrap();
+            strip_slash(&mut request).unwrap();
+            request.uri().to_string()
+        };
+        assert_eq!(strip("/networks/?a=b"), "/networks?a=b");
+        assert_eq!(strip("/networks"), "/networks");
+        assert_eq!(strip("/"), "/");
     }
 
     #[test]

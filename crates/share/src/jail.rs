@@ -7,7 +7,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
@@ -130,35 +130,8 @@ fn take_source(config: &ShareConfig) -> Result<OwnedFd, JailError> {
     } else {
         libc::MS_PRIVATE
     };
-    set_attributes(&tree, set, propagation).map_err(step("restrict the share"))?;
+    bulkhead_jail::restrict_mount(&tree, set, propagation).map_err(step("restrict the share"))?;
     Ok(tree)
-}
-
-/// Sets attributes and propagation of a tree of mounts, all or none.
-fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation,
-        userns_fd: 0,
-    };
-    // SAFETY: the call reads the path and the structure, which live through it and have the
-    // length that is given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// `/proc/self/fd` of this process, as a mount that has no parent to climb to.
@@ -353,26 +326,4 @@ pub fn filter_calls() -> Result<(), JailError> {
         }
     }
     filter.load().map_err(failed)
-}
-
-/// Closes whatever was inherited but the socket and standard error.
-///
-/// # Errors
-/// What the system says.
-pub fn take_socket() -> io::Result<OwnedFd> {
-    // Fails with ENOTSOCK on anything else.
-    rustix::net::sockopt::socket_type(rustix::stdio::stdin())?;
-    // SAFETY: nothing in this process has opened a descriptor yet, so whatever is open from
-    // 3 on was inherited and has no owner here.
-    if unsafe { libc::close_range(3, libc::c_uint::MAX, 0) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    let null = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
-    rustix::stdio::dup2_stdin(null.as_fd())?;
-    rustix::stdio::dup2_stdout(null.as_fd())?;
-    Ok(socket)
 }

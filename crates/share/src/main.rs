@@ -18,7 +18,7 @@ const USAGE: &str = "bulkhead-share serves a part of the host's files to a VM an
                      containerd-shim-bulkhead-v2, with a socket as its standard input";
 
 fn main() -> ExitCode {
-    let socket = match jail::take_socket() {
+    let socket = match bulkhead_jail::take_socket() {
         Ok(socket) => UnixStream::from(socket),
         Err(error) => {
             eprintln!("{USAGE}: {error}");

@@ -58,21 +58,11 @@ async fn read(body: Body) -> ApiResult<Bytes> {
 /// What is sent as something else is not taken for JSON: that is what keeps a web page's
 /// forms out of a daemon that listens where a browser can reach it.
 fn check_type(headers: &HeaderMap, empty: bool) -> ApiResult<()> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else {
-        return match empty {
-            true => Ok(()),
-            false => Err(ApiError::bad_request(
-                "unsupported Content-Type header (): must be 'application/json'",
-            )),
-        };
-    };
-    let text = String::from_utf8_lossy(value.as_bytes());
+    let declared = headers.get(header::CONTENT_TYPE);
+    let text = declared.map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()));
     let kind = text.split(';').next().unwrap_or_default().trim();
-    if kind.eq_ignore_ascii_case("application/json") || (empty && kind.is_empty()) {
-        return Ok(());
-    }
     // An empty body is nothing, whatever it is declared to be.
-    if empty {
+    if empty || kind.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
     Err(ApiError::bad_request(format!(

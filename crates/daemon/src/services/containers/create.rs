@@ -66,28 +66,6 @@ fn check_body(body: &Value) -> ApiResult<()> {
     Ok(())
 }
 
-/// Gives values that mean the same one form.
-fn normalize(config: &mut ContainerConfig, host_config: &mut HostConfig) {
-    if let Some(directory) = config.working_dir.as_mut()
-        && directory.starts_with('/')
-    {
-        let parts = directory
-            .split('/')
-            .filter(|part| !matches!(*part, "" | "."));
-        let kept = parts.fold(Vec::new(), |mut kept, part| {
-            if part == ".." {
-                kept.pop();
-            } else {
-                kept.push(part);
-            }
-            kept
-        });
-        *directory = format!("/{}", kept.join("/"));
-    }
-    // Unlimited.
-    host_config.pids_limit = host_config.pids_limit.filter(|limit| *limit > 0);
-}
-
 struct Image {
     id: ImageId,
     config: bollard_stubs::models::ImageConfig,
@@ -114,7 +92,8 @@ impl Containers {
         let mut config = ContainerConfig::deserialize(&body).map_err(decode)?;
         let Rest { host_config } = Rest::deserialize(&body).map_err(decode)?;
         let mut host_config = host_config.unwrap_or_default();
-        normalize(&mut config, &mut host_config);
+        // What is less than 1 is unlimited.
+        host_config.pids_limit = host_config.pids_limit.filter(|limit| *limit > 0);
         let reference = config.image.clone().unwrap_or_default();
         if reference.is_empty() {
             return Err(ApiError::bad_request("no image specified"));
