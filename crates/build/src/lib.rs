@@ -15,6 +15,6 @@ pub mod words;
 
 pub use builder::{Built, Options, build};
 pub use seam::{
-    Base, BuildError, Fetched, Host, HostError, NewStep, RunMount, RunMountKind, RunOutcome,
-    RunRequest,
+    Base, BuildError, CacheDirectory, CacheRequest, CacheSharing, Fetched, Host, HostError,
+    NewStep, RunMount, RunMountKind, RunNews, RunOutcome, RunRequest,
 };

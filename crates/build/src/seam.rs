@@ -76,6 +76,47 @@ pub enum RunMountKind {
     Tmpfs(Option<u64>),
 }
 
+/// What is heard of a command while it runs.
+pub enum RunNews<'a> {
+    /// The ID of its container; comes first.
+    Started(&'a str),
+    /// What it writes.
+    Output(&'a str),
+}
+
+/// Who may use a named cache together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheSharing {
+    /// All who say so.
+    #[default]
+    Shared,
+    /// One; others wait.
+    Locked,
+    /// One; others are given another directory.
+    Private,
+}
+
+/// A named cache that a command asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheRequest {
+    /// Its name.
+    pub id: String,
+    /// Who else may use it.
+    pub sharing: CacheSharing,
+    /// Permission bits if it is new.
+    pub mode: u32,
+    /// Owner and group if it is new.
+    pub owner: (u32, u32),
+}
+
+/// The directory of a named cache.
+pub struct CacheDirectory {
+    /// Where.
+    pub path: PathBuf,
+    /// Others see that it is in use while this lives.
+    pub held: Box<dyn Send>,
+}
+
 /// How a command ended.
 pub struct RunOutcome {
     /// Its container, which is still there.
@@ -94,7 +135,7 @@ pub struct Fetched {
     pub content_type: Option<String>,
 }
 
-/// The host of a build.
+/// The host of a build, called from several threads at a time.
 pub trait Host: Send + Sync {
     /// The image that a reference means, fetched if it is not there, or always when a fresh
     /// one was asked for.
@@ -105,12 +146,11 @@ pub trait Host: Send + Sync {
     fn cached(&self, key: &Digest) -> Result<Option<Base>, HostError>;
     /// Makes an image of a step.
     fn store(&self, step: NewStep<'_>) -> Result<Base, HostError>;
-    /// Runs a command to its end; what it writes goes to the build's output. `started` is
-    /// called with the container's ID before anything is written.
+    /// Runs a command to its end.
     fn run(
         &self,
         request: &RunRequest,
-        started: &mut dyn FnMut(&str),
+        hear: &mut dyn FnMut(RunNews<'_>),
     ) -> Result<RunOutcome, HostError>;
     /// What a container's files differ in from its image, as a layer's tar stream: the same
     /// bytes for the same files, with times not later than `newest`.
@@ -123,8 +163,8 @@ pub trait Host: Send + Sync {
     fn remove(&self, container: &str) -> Result<(), HostError>;
     /// Fetches a file.
     fn fetch(&self, url: &str) -> Result<Fetched, HostError>;
-    /// The directory of a named cache, made if it is not there.
-    fn cache_directory(&self, id: &str) -> Result<PathBuf, HostError>;
+    /// The directory of a named cache, made if it is not there. May wait for others.
+    fn cache_directory(&self, request: &CacheRequest) -> Result<CacheDirectory, HostError>;
     /// An empty directory that goes with the build, for what is given to a command.
     fn directory(&self) -> io::Result<PathBuf>;
     /// An empty file without a name, for what is on its way.
@@ -133,8 +173,13 @@ pub trait Host: Send + Sync {
     fn say(&self, text: &str);
     /// Tells the ID of a finished stage.
     fn announce(&self, image: &ImageId);
-    /// Whether the one who builds has gone.
+    /// Whether the one who builds has gone, or [`Host::cancel`] was called.
     fn is_cancelled(&self) -> bool;
+    /// Ends what runs for this build.
+    fn cancel(&self);
+    /// Calls `work` on a thread of the build's own, with all around it that the other methods
+    /// need there.
+    fn within(&self, work: &mut dyn FnMut());
 }
 
 /// Why a build failed.

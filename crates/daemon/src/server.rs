@@ -25,6 +25,7 @@ use crate::error::ApiError;
 use crate::events::EventBus;
 use crate::lifetime::{DataRootLock, LifetimeError, Pidfile, make_private_dir};
 use crate::remote::{RemoteError, RemoteListener};
+use crate::services::build::BuildCaches;
 use crate::services::containers::Containers;
 use crate::services::images::Images;
 use crate::services::networks::Networks;
@@ -177,6 +178,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
         networks,
         images: Images::new(image_store, events.clone()),
         volumes,
+        build_caches: BuildCaches::new(config.data_root.join("build/caches")),
         system: System::new(&config),
         events,
         shutdown: shutdown.clone(),

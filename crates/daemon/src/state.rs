@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::events::EventBus;
+use crate::services::build::BuildCaches;
 use crate::services::containers::Containers;
 use crate::services::images::Images;
 use crate::services::networks::Networks;
@@ -38,6 +39,8 @@ pub struct Daemon {
     pub volumes: Volumes,
     /// Where images come from and go to.
     pub registry: Arc<Registry>,
+    /// What builds keep for later ones.
+    pub build_caches: BuildCaches,
     /// What `info` and `version` tell about host and daemon.
     pub system: System,
 }

@@ -18,17 +18,15 @@ const PREDEFINED: [&str; 10] = [
     "all_proxy",
 ];
 
-/// The arguments as one stage sees them.
+/// The arguments before the stages, and as one of them sees its own copy.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Arguments {
     /// `--build-arg`.
     given: BTreeMap<String, Option<String>>,
     /// Declared before the first `FROM`, with their values.
     global: BTreeMap<String, Option<String>>,
-    /// Declared in this stage.
+    /// Declared in a stage.
     declared: BTreeMap<String, Option<String>>,
-    /// Those of `given` that some stage declared.
-    consumed: BTreeSet<String>,
     /// Of the platform: available to who declares them.
     automatic: BTreeMap<String, String>,
 }
@@ -52,33 +50,23 @@ impl Arguments {
 
     pub(super) fn declare_global(&mut self, name: &str, default: Option<String>) {
         let value = match self.given.get(name) {
-            Some(Some(value)) => {
-                self.consumed.insert(name.to_owned());
-                Some(value.clone())
-            }
+            Some(Some(value)) => Some(value.clone()),
             _ => default.or_else(|| self.automatic.get(name).cloned()),
         };
         self.global.insert(name.to_owned(), value);
     }
 
-    /// Begins a stage: what others declared is gone.
-    pub(super) fn begin_stage(&mut self) {
-        self.declared.clear();
-    }
-
     pub(super) fn declare(&mut self, name: &str, default: Option<String>) {
-        if self.given.contains_key(name) {
-            self.consumed.insert(name.to_owned());
-        }
         self.declared.insert(name.to_owned(), default);
     }
 
-    /// Takes over what another stage consumed.
-    pub(super) fn unused(&self) -> Vec<String> {
+    /// What was given and is declared nowhere, neither before the stages nor in them.
+    pub(super) fn unused(&self, in_stages: &BTreeSet<String>) -> Vec<String> {
         self.given
             .keys()
             .filter(|name| {
-                !self.consumed.contains(*name)
+                !in_stages.contains(*name)
+                    && !self.global.contains_key(*name)
                     && !PREDEFINED.contains(&name.as_str())
                     && name.as_str() != "SOURCE_DATE_EPOCH"
             })
@@ -168,8 +156,6 @@ mod tests {
         arguments.declare("D", None);
         let environment = ["C=env".to_owned()];
         assert_eq!(arguments.for_commands(&environment).0, ["A=given", "B=b"]);
-        assert_eq!(arguments.unused(), ["UNUSED"]);
-        arguments.begin_stage();
-        assert!(arguments.for_commands(&[]).0.is_empty());
+        assert_eq!(arguments.unused(&BTreeSet::new()), ["UNUSED"]);
     }
 }

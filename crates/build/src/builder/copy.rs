@@ -318,7 +318,7 @@ impl Stage<'_, '_> {
     fn sources(&mut self, spec: &CopySpec, keyword: &str) -> Result<Vec<Source>, BuildError> {
         let tree: Arc<dyn SourceTree> = match &spec.from {
             Some(from) => {
-                let image = self.build.source_image(from)?;
+                let image = self.build.source_image(from, self.index)?;
                 let root = self.build.host.mount(&image)?;
                 Arc::new(crate::tree::MountedTree::new(root))
             }
@@ -332,8 +332,12 @@ impl Stage<'_, '_> {
                 .starts_with("<<");
             if is_heredoc && let Some(heredoc) = heredocs.next() {
                 let content = if heredoc.expand {
-                    words::expand_heredoc(&heredoc.content, self.build.escape, &self.variables())
-                        .map_err(BuildError::Invalid)?
+                    words::expand_heredoc(
+                        &heredoc.content,
+                        self.build.file.escape,
+                        &self.variables(),
+                    )
+                    .map_err(BuildError::Invalid)?
                 } else {
                     heredoc.content.clone()
                 };

@@ -115,7 +115,8 @@ impl Stage<'_, '_> {
                 shown.push('=');
                 shown.push_str(default);
             }
-            self.build.arguments.declare(&name, default);
+            self.build.declare(&name);
+            self.arguments.declare(&name, default);
         }
         self.metadata(&shown)
     }
@@ -168,7 +169,7 @@ impl Stage<'_, '_> {
         let variables = self.variables();
         let mut shown = Vec::new();
         for port in ports {
-            let words = words::expand_to_words(port, self.build.escape, &variables)
+            let words = words::expand_to_words(port, self.build.file.escape, &variables)
                 .map_err(BuildError::Invalid)?;
             shown.extend(words);
         }

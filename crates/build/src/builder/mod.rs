@@ -1,4 +1,4 @@
-//! A build: stages in order, each a chain of steps.
+//! A build: the stages that the target needs, each a chain of steps.
 
 mod arguments;
 mod copy;
@@ -6,11 +6,13 @@ mod go;
 mod instructions;
 mod mounts;
 mod run;
+mod schedule;
 mod stage;
+mod voice;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bulkhead_image::ImageId;
@@ -21,7 +23,9 @@ use crate::tree::ContextTree;
 use crate::words;
 
 use arguments::Arguments;
+use schedule::Schedule;
 use stage::Stage;
+use voice::Voice;
 
 /// Most triggers of one base image.
 const MAX_TRIGGERS: usize = 1000;
@@ -49,6 +53,8 @@ pub struct Options {
     pub remove: bool,
     /// Whether that of a failed step is removed as well.
     pub force_remove: bool,
+    /// How many stages are worked on at a time.
+    pub parallel: usize,
 }
 
 /// A finished build.
@@ -62,20 +68,17 @@ pub struct Built {
 struct Build<'a> {
     host: &'a dyn Host,
     options: &'a Options,
-    escape: char,
+    file: &'a Dockerfile,
     /// `SOURCE_DATE_EPOCH`.
     epoch: Option<i64>,
+    /// As each stage begins with them.
     arguments: Arguments,
     cache_sources: Vec<Base>,
-    finished: Vec<Finished>,
-    step: usize,
-    steps: usize,
-}
-
-/// A stage that is done.
-struct Finished {
-    name: Option<String>,
-    base: Option<Base>,
+    schedule: Schedule,
+    /// The arguments that some stage has declared.
+    declared: Mutex<BTreeSet<String>>,
+    /// Whether each line names its stage.
+    named: bool,
 }
 
 /// Builds an image.
@@ -99,29 +102,65 @@ pub fn build(host: &dyn Host, options: &Options) -> Result<Built, BuildError> {
     }
     add_labels(&mut file, &options.labels);
     let epoch = epoch(options)?;
-    let mut build = Build {
-        host,
-        options,
-        escape: file.escape,
-        epoch,
-        arguments: Arguments::new(options.arguments.clone()),
-        cache_sources: Vec::new(),
-        finished: Vec::new(),
-        step: 0,
-        steps: file.arguments.len()
-            + file
-                .stages
-                .iter()
-                .map(|stage| stage.steps.len() + 1)
-                .sum::<usize>(),
-    };
+    let mut cache_sources = Vec::new();
     if !options.no_cache {
         for name in &options.cache_from {
             // As docker: what is not there is of no use, and no error.
-            build.cache_sources.extend(host.image(name, None).ok());
+            cache_sources.extend(host.image(name, None).ok());
         }
     }
-    build.run(&file)
+    let mut arguments = Arguments::new(options.arguments.clone());
+    declare_globals(host, &file, &mut arguments)?;
+    let schedule = Schedule::new(&file, options.parallel, |stage| {
+        // What is wrong with it is told when the stage begins.
+        words::expand(&stage.base, file.escape, &arguments.globals()).ok()
+    });
+    let needed = file.stages.len() - schedule.unneeded().len();
+    let build = Build {
+        host,
+        options,
+        file: &file,
+        epoch,
+        arguments,
+        cache_sources,
+        schedule,
+        declared: Mutex::default(),
+        named: needed > 1,
+    };
+    build.run()
+}
+
+/// The `ARG`s before the first stage.
+fn declare_globals(
+    host: &dyn Host,
+    file: &Dockerfile,
+    arguments: &mut Arguments,
+) -> Result<(), BuildError> {
+    let steps = count_steps(file);
+    for (step, number) in file.arguments.iter().zip(1..) {
+        host.say(&format!("Step {number}/{steps} : {}\n", step.text));
+        let Instruction::Arg(pairs) = &step.instruction else {
+            continue;
+        };
+        for (name, default) in pairs {
+            let default = match default {
+                Some(default) => {
+                    let value = words::expand(default, file.escape, &arguments.globals());
+                    Some(value.map_err(BuildError::Invalid)?)
+                }
+                None => None,
+            };
+            arguments.declare_global(name, default);
+        }
+    }
+    Ok(())
+}
+
+/// All steps of a file. Those of stages that are not built count: a step's number is its
+/// place in the file.
+fn count_steps(file: &Dockerfile) -> usize {
+    let of_stages = file.stages.iter().map(|stage| stage.steps.len() + 1);
+    file.arguments.len() + of_stages.sum::<usize>()
 }
 
 /// The labels of the request are one more step of the last stage.
@@ -167,76 +206,82 @@ fn epoch(options: &Options) -> Result<Option<i64>, BuildError> {
 }
 
 impl Build<'_> {
-    fn run(&mut self, file: &Dockerfile) -> Result<Built, BuildError> {
-        for step in &file.arguments {
-            self.begin_step(&step.text);
-            if let Instruction::Arg(arguments) = &step.instruction {
-                for (name, default) in arguments {
-                    let default = match default {
-                        Some(default) => {
-                            let globals = self.arguments.globals();
-                            let value = words::expand(default, self.escape, &globals)
-                                .map_err(BuildError::Invalid)?;
-                            Some(value)
-                        }
-                        None => None,
+    fn run(self) -> Result<Built, BuildError> {
+        let build = &self;
+        std::thread::scope(|scope| {
+            while let Some(index) = self.schedule.next() {
+                let work = move || {
+                    let mut settled = Settled {
+                        build,
+                        index,
+                        outcome: Err(BuildError::Cancelled),
                     };
-                    self.arguments.declare_global(name, default);
+                    build
+                        .host
+                        .within(&mut || settled.outcome = build.stage(index));
+                };
+                let thread = std::thread::Builder::new().name(format!("stage {index}"));
+                if let Err(error) = thread.spawn_scoped(scope, work) {
+                    let error = BuildError::files("start a thread")(error);
+                    self.schedule.settle(index, Err(error));
+                    self.host.cancel();
                 }
             }
+        });
+        let unneeded = self.schedule.unneeded();
+        let base = self.schedule.into_result()?;
+        for index in unneeded {
+            let name = stage_name(self.file, index);
+            self.host
+                .say(&format!("Stage {name} was not built: nothing needs it\n"));
         }
-        for described in &file.stages {
-            let base = self.stage(described)?;
-            if let Some(base) = &base {
-                self.host.announce(&base.id);
+        let mut declared = self
+            .declared
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Who declares an argument in a stage that is not built means it.
+        for step in self.file.stages.iter().flat_map(|stage| &stage.steps) {
+            if let Instruction::Arg(pairs) = &step.instruction {
+                declared.extend(pairs.iter().map(|(name, _)| name.clone()));
             }
-            self.finished.push(Finished {
-                name: described.name.clone(),
-                base,
-            });
         }
-        let unused = self.arguments.unused();
+        let unused = self.arguments.unused(&declared);
         if !unused.is_empty() {
             self.host.say(&format!(
                 "[Warning] One or more build-args [{}] were not consumed\n",
                 unused.join(" ")
             ));
         }
-        match self.finished.last().and_then(|stage| stage.base.as_ref()) {
-            Some(base) => Ok(Built { image: base.id }),
+        match base {
+            Some(base) => {
+                // The last one that is told counts.
+                self.host.announce(&base.id);
+                Ok(Built { image: base.id })
+            }
             None => Err(BuildError::Invalid(
                 "No image was generated. Is your Dockerfile empty?".to_owned(),
             )),
         }
     }
 
-    fn begin_step(&mut self, text: &str) {
-        self.step += 1;
-        let (step, steps) = (self.step, self.steps);
-        self.host.say(&format!("Step {step}/{steps} : {text}\n"));
-    }
-
-    fn stage(&mut self, described: &crate::dockerfile::Stage) -> Result<Option<Base>, BuildError> {
-        self.begin_step(&described.text);
-        self.arguments.begin_stage();
-        let globals = self.arguments.globals();
-        let expand = |text: &str| words::expand(text, self.escape, &globals);
-        let name = expand(&described.base).map_err(BuildError::Invalid)?;
-        if name.is_empty() {
-            return Err(BuildError::Invalid(format!(
-                "base name ({}) should not be blank",
-                described.base
-            )));
-        }
-        let platform = match &described.platform {
-            Some(platform) => Some(expand(platform).map_err(BuildError::Invalid)?)
-                .filter(|platform| !platform.is_empty()),
-            None => None,
+    fn stage(&self, index: usize) -> Result<Option<Base>, BuildError> {
+        let described = &self.file.stages[index];
+        let steps = count_steps(self.file);
+        let before = self.file.stages[..index].iter();
+        let mut number = self.file.arguments.len()
+            + before.map(|stage| stage.steps.len() + 1).sum::<usize>()
+            + 1;
+        let name = self
+            .named
+            .then(|| (stage_name(self.file, index), described.steps.len() + 1));
+        let voice = Voice::new(self.host, name);
+        let begin_step = |voice: &Voice<'_>, number: usize, text: &str| {
+            voice.next_step();
+            voice.say(&format!("Step {number}/{steps} : {text}\n"));
         };
-        drop(globals);
-        let platform = platform.or_else(|| self.options.platform.clone());
-        let base = self.base(&name, platform.as_deref())?;
-        let mut stage = Stage::new(self, base);
+        begin_step(&voice, number, &described.text);
+        let base = self.base(index)?;
+        let mut stage = Stage::new(self, index, voice, base);
         stage.say_image();
         let triggers = stage.take_triggers();
         if !triggers.is_empty() {
@@ -248,21 +293,21 @@ impl Build<'_> {
             let plural = if triggers.len() == 1 { "" } else { "s" };
             let count = triggers.len();
             stage
-                .build
-                .host
+                .voice
                 .say(&format!("# Executing {count} build trigger{plural}\n"));
             for trigger in triggers {
                 let (text, instruction) =
-                    parse_trigger(&trigger, stage.build.escape).map_err(BuildError::Invalid)?;
+                    parse_trigger(&trigger, self.file.escape).map_err(BuildError::Invalid)?;
                 stage.dispatch(&text, &instruction)?;
                 stage.say_image();
             }
         }
         for step in &described.steps {
-            if stage.build.host.is_cancelled() {
+            if self.host.is_cancelled() {
                 return Err(BuildError::Cancelled);
             }
-            stage.build.begin_step(&step.text);
+            number += 1;
+            begin_step(&stage.voice, number, &step.text);
             let began = Instant::now();
             let cached = stage.dispatch(&step.text, &step.instruction)?;
             stage.say_image();
@@ -271,51 +316,67 @@ impl Build<'_> {
                 Instruction::Run(..) | Instruction::Copy(_) | Instruction::Add(_)
             );
             if takes_time && !cached {
-                let number = stage.build.step;
                 let seconds = began.elapsed().as_secs_f64();
                 stage
-                    .build
-                    .host
+                    .voice
                     .say(&format!("Step {number} took {seconds:.1}s\n"));
             }
         }
-        Ok(stage.into_base())
+        let base = stage.into_base();
+        if let Some(base) = &base
+            && index + 1 < self.file.stages.len()
+        {
+            self.host.announce(&base.id);
+        }
+        Ok(base)
+    }
+
+    /// Notes that a stage has declared an argument.
+    fn declare(&self, name: &str) {
+        self.declared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned());
     }
 
     /// What `FROM` means: an earlier stage, nothing, or an image.
-    fn base(&self, name: &str, platform: Option<&str>) -> Result<Option<Base>, BuildError> {
-        if let Some(stage) = self.finished_stage(name, false) {
-            return match &stage.base {
-                Some(base) => Ok(Some(base.clone())),
-                None => Err(BuildError::Invalid(format!("stage {name} has no image"))),
-            };
+    fn base(&self, index: usize) -> Result<Option<Base>, BuildError> {
+        let described = &self.file.stages[index];
+        let globals = self.arguments.globals();
+        let expand = |text: &str| {
+            words::expand(text, self.file.escape, &globals).map_err(BuildError::Invalid)
+        };
+        let name = expand(&described.base)?;
+        if name.is_empty() {
+            return Err(BuildError::Invalid(format!(
+                "base name ({}) should not be blank",
+                described.base
+            )));
+        }
+        if let Some(stage) = self.file.base_stage(&name, index) {
+            return self.finished_stage(&name, stage).map(Some);
         }
         if name == "scratch" {
             return Ok(None);
         }
-        Ok(Some(self.host.image(name, platform)?))
+        let platform = match &described.platform {
+            Some(platform) => Some(expand(platform)?).filter(|platform| !platform.is_empty()),
+            None => None,
+        };
+        let platform = platform.or_else(|| self.options.platform.clone());
+        Ok(Some(self.host.image(&name, platform.as_deref())?))
     }
 
-    fn finished_stage(&self, name: &str, by_index: bool) -> Option<&Finished> {
-        let named = self.finished.iter().rfind(|stage| {
-            stage
-                .name
-                .as_deref()
-                .is_some_and(|own| own.eq_ignore_ascii_case(name))
-        });
-        match (named, by_index) {
-            (None, true) => self.finished.get(name.parse::<usize>().ok()?),
-            (named, _) => named,
-        }
+    fn finished_stage(&self, name: &str, index: usize) -> Result<Base, BuildError> {
+        self.schedule
+            .result(index)?
+            .ok_or_else(|| BuildError::Invalid(format!("stage {name} has no image")))
     }
 
-    /// What `--from` means.
-    fn source_image(&self, name: &str) -> Result<ImageId, BuildError> {
-        if let Some(stage) = self.finished_stage(name, true) {
-            return match &stage.base {
-                Some(base) => Ok(base.id),
-                None => Err(BuildError::Invalid(format!("stage {name} has no image"))),
-            };
+    /// What `--from` means in a stage.
+    fn source_image(&self, name: &str, of: usize) -> Result<ImageId, BuildError> {
+        if let Some(stage) = self.file.stage(name, of) {
+            return Ok(self.finished_stage(name, stage)?.id);
         }
         if name.parse::<usize>().is_ok() {
             return Err(BuildError::Invalid(format!(
@@ -326,6 +387,30 @@ impl Build<'_> {
             BuildError::Invalid(format!("invalid from flag value {name}: {error}"))
         })?;
         Ok(image.id)
+    }
+}
+
+/// What a stage is called in the output.
+fn stage_name(file: &Dockerfile, index: usize) -> String {
+    let name = file.stages[index].name.clone();
+    name.unwrap_or_else(|| index.to_string())
+}
+
+/// A stage at work. It settles the stage when it goes, also by a panic: others may wait.
+struct Settled<'b, 'a> {
+    build: &'b Build<'a>,
+    index: usize,
+    outcome: Result<Option<Base>, BuildError>,
+}
+
+impl Drop for Settled<'_, '_> {
+    fn drop(&mut self) {
+        let outcome = std::mem::replace(&mut self.outcome, Err(BuildError::Cancelled));
+        let failed = outcome.is_err();
+        self.build.schedule.settle(self.index, outcome);
+        if failed {
+            self.build.host.cancel();
+        }
     }
 }
 

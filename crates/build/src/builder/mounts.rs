@@ -3,6 +3,7 @@
 //! A bind is a copy in a directory of its own: contexts are never unpacked otherwise, an
 //! image's files may not be changed, and what a command writes there is to be forgotten.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
@@ -14,7 +15,7 @@ use sha2::Digest as _;
 use super::copy::hash_file;
 use super::stage::Stage;
 use crate::dockerfile::{Mount, MountKind, RunOptions};
-use crate::seam::{BuildError, RunMount, RunMountKind};
+use crate::seam::{BuildError, CacheDirectory, CacheRequest, RunMount, RunMountKind};
 use crate::tree::{Kind, MountedTree, Node, SourceTree, clean, resolve};
 
 /// A mount whose source has been found.
@@ -23,6 +24,13 @@ pub(super) struct Found<'m> {
     target: String,
     /// Of a bind.
     source: Option<Source>,
+}
+
+/// The mounts of a command, and what has to live as long as it runs.
+pub(super) struct Placed {
+    pub(super) mounts: Vec<RunMount>,
+    #[expect(dead_code, reason = "held")]
+    caches: BTreeMap<String, CacheDirectory>,
 }
 
 struct Source {
@@ -76,7 +84,7 @@ impl Stage<'_, '_> {
         let tree: Arc<dyn SourceTree> = match &mount.from {
             Some(from) => {
                 let from = self.expand(from)?;
-                let image = self.build.source_image(&from)?;
+                let image = self.build.source_image(&from, self.index)?;
                 Arc::new(MountedTree::new(self.build.host.mount(&image)?))
             }
             None => Arc::clone(&self.build.options.context) as Arc<dyn SourceTree>,
@@ -100,8 +108,9 @@ impl Stage<'_, '_> {
     }
 
     /// Puts in place what was found.
-    pub(super) fn place_mounts(&self, found: &[Found<'_>]) -> Result<Vec<RunMount>, BuildError> {
+    pub(super) fn place_mounts(&self, found: &[Found<'_>]) -> Result<Placed, BuildError> {
         let host = self.build.host;
+        let caches = self.caches(found)?;
         let mut mounts = Vec::new();
         for Found {
             mount,
@@ -120,10 +129,10 @@ impl Stage<'_, '_> {
                     let failed = BuildError::files(format!("mount at {target}"));
                     RunMountKind::Bind(place().map_err(failed)?)
                 }
-                (_, None) => {
-                    let id = mount.id.clone().unwrap_or_else(|| target.clone());
-                    RunMountKind::Bind(host.cache_directory(&id)?)
-                }
+                (_, None) => match caches.get(cache_id(mount, target)) {
+                    Some(cache) => RunMountKind::Bind(cache.path.clone()),
+                    None => continue,
+                },
             };
             mounts.push(RunMount {
                 target: target.clone(),
@@ -131,8 +140,36 @@ impl Stage<'_, '_> {
                 kind,
             });
         }
-        Ok(mounts)
+        Ok(Placed { mounts, caches })
     }
+
+    /// The caches of a step by their names: each once, and all steps in the same order, so
+    /// that no two wait for each other.
+    fn caches(&self, found: &[Found<'_>]) -> Result<BTreeMap<String, CacheDirectory>, BuildError> {
+        let mut requests: BTreeMap<&str, CacheRequest> = BTreeMap::new();
+        for Found { mount, target, .. } in found {
+            if mount.kind != MountKind::Cache {
+                continue;
+            }
+            let id = cache_id(mount, target);
+            requests.entry(id).or_insert_with(|| CacheRequest {
+                id: id.to_owned(),
+                sharing: mount.sharing,
+                mode: mount.mode.unwrap_or(0o755),
+                owner: (mount.uid.unwrap_or(0), mount.gid.unwrap_or(0)),
+            });
+        }
+        let mut caches = BTreeMap::new();
+        for request in requests.into_values() {
+            let directory = self.build.host.cache_directory(&request)?;
+            caches.insert(request.id, directory);
+        }
+        Ok(caches)
+    }
+}
+
+fn cache_id<'f>(mount: &'f Mount, target: &'f str) -> &'f str {
+    mount.id.as_deref().unwrap_or(target)
 }
 
 /// All paths of a source in order, parents first, each relative to the source.

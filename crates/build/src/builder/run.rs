@@ -4,7 +4,7 @@ use std::io::{self, Seek, SeekFrom};
 
 use super::stage::{Layer, Outcome, Stage};
 use crate::dockerfile::{CommandLine, Heredoc, RunOptions};
-use crate::seam::{BuildError, RunRequest};
+use crate::seam::{BuildError, RunNews, RunRequest};
 
 impl Stage<'_, '_> {
     pub(super) fn run(
@@ -13,7 +13,7 @@ impl Stage<'_, '_> {
         options: &RunOptions,
     ) -> Result<bool, BuildError> {
         let words = self.command_words(command);
-        let (recorded, silent) = self.build.arguments.for_commands(&self.config.env);
+        let (recorded, silent) = self.arguments.for_commands(&self.config.env);
         let mut created_by = words.join(" ");
         if !recorded.is_empty() || !silent.is_empty() {
             let mut shown = format!("|{}", recorded.len());
@@ -39,6 +39,7 @@ impl Stage<'_, '_> {
         environment.extend(recorded);
         environment.extend(silent);
         self.finish(outcome, |stage| {
+            let placed = stage.place_mounts(&mounts)?;
             let request = RunRequest {
                 image,
                 command: words.clone(),
@@ -47,7 +48,7 @@ impl Stage<'_, '_> {
                     .network
                     .clone()
                     .filter(|network| network != "default"),
-                mounts: stage.place_mounts(&mounts)?,
+                mounts: placed.mounts.clone(),
             };
             stage.run_request(&request).map(Some)
         })
@@ -66,13 +67,15 @@ impl Stage<'_, '_> {
 
     fn run_request(&mut self, request: &RunRequest) -> Result<Layer, BuildError> {
         let host = self.build.host;
-        let outcome = host.run(request, &mut |id| {
-            host.say(&format!(" ---> Running in {}\n", short(id)));
+        let voice = &self.voice;
+        let outcome = host.run(request, &mut |news| match news {
+            RunNews::Started(id) => voice.say(&format!(" ---> Running in {}\n", short(id))),
+            RunNews::Output(text) => voice.say(text),
         })?;
         let container = outcome.container;
         let removed = |when: bool| {
             if when {
-                host.say(&format!(
+                voice.say(&format!(
                     "Removing intermediate container {}\n",
                     short(&container)
                 ));

@@ -7,6 +7,8 @@ use bulkhead_image::{ContainerConfig, Digest, HistoryEntry, ImageConfig, Platfor
 use sha2::Digest as _;
 
 use super::Build;
+use super::arguments::Arguments;
+use super::voice::Voice;
 use crate::seam::{Base, BuildError, NewStep};
 use crate::tree::{MountedTree, SourceTree};
 use crate::words;
@@ -16,7 +18,11 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 
 /// See the module's documentation.
 pub(super) struct Stage<'b, 'a> {
-    pub(super) build: &'b mut Build<'a>,
+    pub(super) build: &'b Build<'a>,
+    /// Its place among the stages.
+    pub(super) index: usize,
+    pub(super) voice: Voice<'b>,
+    pub(super) arguments: Arguments,
     pub(super) base: Option<Base>,
     pub(super) config: ContainerConfig,
     pub(super) author: Option<String>,
@@ -39,7 +45,12 @@ pub(super) struct Outcome {
 pub(super) type Layer = Box<dyn Read + Send>;
 
 impl<'b, 'a> Stage<'b, 'a> {
-    pub(super) fn new(build: &'b mut Build<'a>, base: Option<Base>) -> Self {
+    pub(super) fn new(
+        build: &'b Build<'a>,
+        index: usize,
+        voice: Voice<'b>,
+        base: Option<Base>,
+    ) -> Self {
         let mut config = base
             .as_ref()
             .map(|base| base.document.config.clone())
@@ -50,6 +61,9 @@ impl<'b, 'a> Stage<'b, 'a> {
         let author = base.as_ref().and_then(|base| base.document.author.clone());
         Self {
             build,
+            index,
+            voice,
+            arguments: build.arguments.clone(),
             base,
             config,
             author,
@@ -69,8 +83,7 @@ impl<'b, 'a> Stage<'b, 'a> {
     /// The line behind each step.
     pub(super) fn say_image(&self) {
         let id = self.base.as_ref().map(|base| base.id.short());
-        self.build
-            .host
+        self.voice
             .say(&format!(" ---> {}\n", id.unwrap_or_default()));
     }
 
@@ -84,7 +97,7 @@ impl<'b, 'a> Stage<'b, 'a> {
 
     /// What substitution sees: the environment, then arguments that it does not set.
     pub(super) fn variables(&self) -> Vec<String> {
-        let (recorded, _) = self.build.arguments.for_commands(&self.config.env);
+        let (recorded, _) = self.arguments.for_commands(&self.config.env);
         // The last one counts.
         let mut variables = recorded;
         variables.extend(self.config.env.iter().cloned());
@@ -93,7 +106,7 @@ impl<'b, 'a> Stage<'b, 'a> {
 
     /// Substitutes in a text.
     pub(super) fn expand(&self, text: &str) -> Result<String, BuildError> {
-        words::expand(text, self.build.escape, &self.variables()).map_err(|why| {
+        words::expand(text, self.build.file.escape, &self.variables()).map_err(|why| {
             BuildError::Invalid(format!(
                 "failed to process {}: {why}",
                 super::go::quote(text)
@@ -189,7 +202,7 @@ impl<'b, 'a> Stage<'b, 'a> {
         let Some(found) = found else {
             return Ok(false);
         };
-        self.build.host.say(" ---> Using cache\n");
+        self.voice.say(" ---> Using cache\n");
         self.base = Some(found);
         Ok(true)
     }

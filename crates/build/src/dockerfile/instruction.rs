@@ -3,6 +3,7 @@
 use bulkhead_image::Healthcheck;
 
 use super::{Heredoc, Line, json_array};
+use crate::seam::CacheSharing;
 use crate::words;
 
 /// What an instruction says, before substitution.
@@ -127,6 +128,8 @@ pub struct Mount {
     pub gid: Option<u32>,
     /// Bytes of a tmpfs.
     pub size: Option<u64>,
+    /// Who may use a cache together.
+    pub sharing: CacheSharing,
 }
 
 /// Kinds of mounts.
@@ -510,6 +513,7 @@ fn mount(text: &str) -> Parsed<Mount> {
         uid: None,
         gid: None,
         size: None,
+        sharing: CacheSharing::default(),
     };
     let mut writable = None;
     for field in text.split(',') {
@@ -551,10 +555,12 @@ fn mount(text: &str) -> Parsed<Mount> {
             "rw" | "readwrite" => writable = Some(switch()?),
             "required" => mount.required = switch()?,
             "sharing" => {
-                let sharing = text()?;
-                if !matches!(sharing.as_str(), "shared" | "private" | "locked") {
-                    return Err(format!("unsupported sharing value {sharing:?}"));
-                }
+                mount.sharing = match text()?.as_str() {
+                    "shared" => CacheSharing::Shared,
+                    "private" => CacheSharing::Private,
+                    "locked" => CacheSharing::Locked,
+                    other => return Err(format!("unsupported sharing value {other:?}")),
+                };
             }
             "mode" => mount.mode = Some(number(8)?),
             "uid" => mount.uid = Some(number(10)?),

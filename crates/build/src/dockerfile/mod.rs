@@ -148,13 +148,20 @@ impl Dockerfile {
     /// same name hide earlier ones.
     pub fn stage(&self, name: &str, before: usize) -> Option<usize> {
         let before = before.min(self.stages.len());
-        let named = self.stages[..before].iter().rposition(|stage| {
+        self.base_stage(name, before)
+            .or_else(|| name.parse().ok().filter(|index| *index < before))
+    }
+
+    /// The stage that a name in `FROM` means, among the first `before`: `FROM` knows no
+    /// indices.
+    pub fn base_stage(&self, name: &str, before: usize) -> Option<usize> {
+        let before = before.min(self.stages.len());
+        self.stages[..before].iter().rposition(|stage| {
             stage
                 .name
                 .as_deref()
                 .is_some_and(|own| own.eq_ignore_ascii_case(name))
-        });
-        named.or_else(|| name.parse().ok().filter(|index| *index < before))
+        })
     }
 }
 

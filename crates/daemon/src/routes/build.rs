@@ -316,6 +316,7 @@ fn work(
         cache_from: request.cache_from,
         remove: request.remove,
         force_remove: request.force_remove,
+        parallel: stages_at_a_time(),
     };
     let built = bulkhead_build::build(&host, &options)?;
     host.say(&format!("Successfully built {}\n", built.image.short()));
@@ -327,6 +328,13 @@ fn work(
         quiet_result(lines, &built.image);
     }
     Ok(())
+}
+
+/// As many stages as there are processors; more than a few would only take memory, above all
+/// where each command has a machine of its own.
+fn stages_at_a_time() -> usize {
+    const MOST: usize = 4;
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST))
 }
 
 fn quiet_result(lines: &mpsc::Sender<Bytes>, image: &ImageId) {
@@ -458,28 +466,14 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
         ));
     }
     let store = state.images.store();
-    let caches = state.config.data_root.join("build/caches");
+    let caches = state.build_caches.clone();
     let pruned = tokio::task::spawn_blocking(move || -> ApiResult<(Vec<String>, u64)> {
         store
             .forget_steps()
             .map_err(|error| images::api_error(&error))?;
-        let mut names = Vec::new();
-        let mut bytes = 0;
-        let entries = match std::fs::read_dir(&caches) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok((names, bytes));
-            }
-            Err(error) => return Err(ApiError::internal("read the build cache", &error)),
-        };
-        for entry in entries.flatten() {
-            let used = crate::disk_usage::apparent_size(&entry.path());
-            if std::fs::remove_dir_all(entry.path()).is_ok() {
-                bytes += used;
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        Ok((names, bytes))
+        caches
+            .prune()
+            .map_err(|error| ApiError::internal("read the build cache", &error))
     })
     .await
     .map_err(|error| ApiError::internal("prune the build cache", &error))??;

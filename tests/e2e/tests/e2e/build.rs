@@ -1,7 +1,7 @@
 //! Builds: the classic builder, at both isolations.
 
 use bulkhead_e2e::images::{Meta, Tar};
-use bulkhead_e2e::{BUSYBOX, Cell, Output, case};
+use bulkhead_e2e::{BUSYBOX, Cell, Daemon, Output, case};
 
 /// A build whose context is an archive on the client's standard input.
 fn build(cell: &Cell, arguments: &str, files: &[(&str, &str)]) -> Output {
@@ -187,4 +187,70 @@ case!(hyperv the_image_is_the_same_at_either_isolation, |cell| {
     assert_eq!(made[0].1, made[1].1, "the layers");
     assert_eq!(made[0].2, made[1].2, "the digests");
     remove(cell, &[&made[0].0, &made[1].0]);
+});
+
+/// Containers, running or not, whose command has this word in it.
+fn containers_with(cell: &Cell, word: &str) -> Vec<String> {
+    let all = cell.cli("ps -a --no-trunc --format '{{.ID}} {{.Command}}'");
+    let lines = all.ok().lines().into_iter();
+    lines.filter(|line| line.contains(word)).collect()
+}
+
+case!(ours stages_are_built_side_by_side, |cell| {
+    // Caches are pruned in the end, and so is what other cases have built.
+    let cell = &cell.on(Daemon::start(&[]));
+    let (mark, name) = (cell.number(), cell.name("image"));
+    // Each waits for the other: one after the other they would never end.
+    let meet = |own: &str, other: &str| {
+        format!(
+            "RUN --mount=type=cache,id=meet-{mark},target=/m touch /m/{own}; i=0; \
+             until [ -e /m/{other} ]; do sleep 0.1; i=$((i+1)); [ $i -lt 900 ] || exit 1; done; \
+             echo {own} met {other} | tee /met\n"
+        )
+    };
+    let dockerfile = format!(
+        "FROM {BUSYBOX} AS one\n{}\
+         FROM no-such-image/anywhere:1 AS unneeded\nRUN exit 1\n\
+         FROM {BUSYBOX} AS two\n{}\
+         FROM {BUSYBOX}\nCOPY --from=one /met /one\nCOPY --from=two /met /two\n",
+        meet("a", "b"),
+        meet("b", "a"),
+    );
+    let files = [("Dockerfile", dockerfile.as_str())];
+    let built = build(cell, &format!("-t {name}"), &files).ok();
+    drop(
+        built
+            .says("[one 2/2] a met b")
+            .says("[two 2/2] b met a")
+            .says("[3 2/3] Step 8/9 : COPY --from=one /met /one")
+            .says("Stage unneeded was not built"),
+    );
+    assert_eq!(
+        prints(cell, &name, "cat /one /two"),
+        ["a met b", "b met a"]
+    );
+    remove(cell, &[&name]);
+    cell.api("POST", "/build/prune", None);
+});
+
+case!(ours a_failed_stage_ends_the_others, |cell| {
+    // Caches are pruned in the end, and so is what other cases have built.
+    let cell = &cell.on(Daemon::start(&[]));
+    let (mark, name) = (cell.number(), cell.name("image"));
+    let dockerfile = format!(
+        "FROM {BUSYBOX} AS one\n\
+         RUN --mount=type=cache,id=fail-{mark},target=/m until [ -e /m/begun ]; do sleep 0.1; done; \
+         echo {mark} fails; exit 7\n\
+         FROM {BUSYBOX} AS two\n\
+         RUN --mount=type=cache,id=fail-{mark},target=/m touch /m/begun; sleep 100{mark}\n\
+         FROM two\nCOPY --from=one /x /x\n"
+    );
+    let files = [("Dockerfile", dockerfile.as_str())];
+    build(cell, &format!("--force-rm -t {name}"), &files)
+        .exits(7)
+        .says(&format!("[one 2/2] {mark} fails"))
+        .says("returned a non-zero code: 7");
+    assert_eq!(containers_with(cell, &mark.to_string()), [""; 0]);
+    cell.cli(&format!("image inspect {name}")).exits(1);
+    cell.api("POST", "/build/prune", None);
 });

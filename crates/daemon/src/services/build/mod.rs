@@ -1,7 +1,9 @@
 //! Builds: the host that [`bulkhead_build`] asks for images, containers and files.
 //!
-//! A build blocks on a thread of its own and calls back into the services. Its commands run
+//! A build blocks on threads of its own and calls back into the services. Its commands run
 //! as ordinary containers, at the isolation that was asked for.
+
+mod caches;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_build::{
-    Base, Fetched, Host, HostError, NewStep, RunMountKind, RunOutcome, RunRequest,
+    Base, CacheDirectory, CacheRequest, Fetched, Host, HostError, NewStep, RunMountKind, RunNews,
+    RunOutcome, RunRequest,
 };
 use bulkhead_image::{
     Digest, ImageConfig, ImageError, ImageId, ImageStore, NewImage, Platform, Reference,
@@ -28,8 +31,12 @@ use super::containers::signals;
 use crate::error::ApiError;
 use crate::state::AppState;
 
+pub use caches::BuildCaches;
+
 /// Digest of the layer that holds nothing: an archive's end marker alone.
 const EMPTY_LAYER: [u8; 1024] = [0; 1024];
+
+const CANCELLED: &str = "the build was cancelled";
 
 /// What a build says to its client.
 pub enum Said {
@@ -57,7 +64,7 @@ pub struct BuildHost {
     state: AppState,
     settings: BuildSettings,
     runtime: Handle,
-    /// Cancelled when the client has gone.
+    /// Cancelled when the client has gone, or a stage has failed.
     cancelled: CancellationToken,
     say: Box<dyn Fn(Said) + Send + Sync>,
     /// Images that may not be removed while this lives.
@@ -164,7 +171,7 @@ impl BuildHost {
             let pulling = async move {
                 let done = tokio::select! {
                     done = registry.pull(&request, &reporter) => done.map_err(|error| HostError(error.full_message())),
-                    () = cancelled.cancelled() => Err(HostError("the build was cancelled".to_owned())),
+                    () = cancelled.cancelled() => Err(HostError(CANCELLED.to_owned())),
                 };
                 drop(reporter);
                 done
@@ -237,7 +244,11 @@ impl BuildHost {
     }
 
     /// Runs a container to its end. It is still there then.
-    async fn run_container(&self, container: &Container) -> Result<i32, HostError> {
+    async fn run_container(
+        &self,
+        container: &Container,
+        hear: &mut dyn FnMut(RunNews<'_>),
+    ) -> Result<i32, HostError> {
         let ended = container.wait(WaitCondition::NextExit);
         container.start().await.map_err(api_error)?;
         let view = container.view();
@@ -261,8 +272,7 @@ impl BuildHost {
                 };
                 match line {
                     Some(Ok(bytes)) => {
-                        let text = String::from_utf8_lossy(&bytes).into_owned();
-                        (self.say)(Said::Text(text));
+                        hear(RunNews::Output(&String::from_utf8_lossy(&bytes)));
                     }
                     Some(Err(error)) => {
                         let _ = container.kill(signals::KILL).await;
@@ -354,7 +364,7 @@ impl Host for BuildHost {
     fn run(
         &self,
         request: &RunRequest,
-        started: &mut dyn FnMut(&str),
+        hear: &mut dyn FnMut(RunNews<'_>),
     ) -> Result<RunOutcome, HostError> {
         let containers = &self.state.containers;
         let body = self.body(request);
@@ -364,8 +374,8 @@ impl Host for BuildHost {
                 .await
                 .map_err(api_error)?;
             let container = containers.find(&created.id).map_err(api_error)?;
-            started(&created.id);
-            match self.run_container(&container).await {
+            hear(RunNews::Started(&created.id));
+            match self.run_container(&container, hear).await {
                 Ok(code) => Ok(RunOutcome {
                     container: created.id,
                     code,
@@ -401,26 +411,28 @@ impl Host for BuildHost {
     }
 
     fn fetch(&self, url: &str) -> Result<Fetched, HostError> {
-        let file = self
-            .runtime
-            .block_on(self.state.registry.fetch(url))
-            .map_err(|error| HostError(error.full_message()))?;
+        let cancelled = self.cancelled.clone();
+        let file = self.runtime.block_on(async {
+            tokio::select! {
+                file = self.state.registry.fetch(url) => file.map_err(|error| HostError(error.full_message())),
+                () = cancelled.cancelled() => Err(HostError(CANCELLED.to_owned())),
+            }
+        })?;
         Ok(Fetched {
             modified: file.modified,
             content_type: file.content_type.clone(),
             content: Box::new(FetchedReader {
                 file,
                 runtime: self.runtime.clone(),
+                cancelled,
                 current: Bytes::new(),
             }),
         })
     }
 
-    fn cache_directory(&self, id: &str) -> Result<PathBuf, HostError> {
-        let name = Digest::of(id.as_bytes()).hex();
-        let path = self.state.config.data_root.join("build/caches").join(name);
-        std::fs::create_dir_all(&path)?;
-        Ok(path)
+    fn cache_directory(&self, request: &CacheRequest) -> Result<CacheDirectory, HostError> {
+        let is_cancelled = || self.cancelled.is_cancelled();
+        self.state.build_caches.take(request, is_cancelled)
     }
 
     fn directory(&self) -> io::Result<PathBuf> {
@@ -448,6 +460,15 @@ impl Host for BuildHost {
     fn is_cancelled(&self) -> bool {
         self.cancelled.is_cancelled()
     }
+
+    fn cancel(&self) {
+        self.cancelled.cancel();
+    }
+
+    fn within(&self, work: &mut dyn FnMut()) {
+        let _entered = self.runtime.enter();
+        work();
+    }
 }
 
 impl BuildHost {
@@ -462,16 +483,20 @@ impl BuildHost {
 struct FetchedReader {
     file: FetchedFile,
     runtime: Handle,
+    cancelled: CancellationToken,
     current: Bytes,
 }
 
 impl Read for FetchedReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
-            let chunk = self
-                .runtime
-                .block_on(self.file.chunk())
-                .map_err(|error| io::Error::other(error.full_message()))?;
+            let (file, cancelled) = (&mut self.file, &self.cancelled);
+            let chunk = self.runtime.block_on(async {
+                tokio::select! {
+                    chunk = file.chunk() => chunk.map_err(|error| io::Error::other(error.full_message())),
+                    () = cancelled.cancelled() => Err(io::Error::other(CANCELLED)),
+                }
+            })?;
             match chunk {
                 Some(chunk) => self.current = chunk,
                 None => return Ok(0),
