@@ -232,7 +232,7 @@ mod tests {
     }
 
     const DIAMOND: &str = "FROM x AS a\nFROM x AS unneeded\nFROM a AS b\nFROM x AS c\n\
-                           RUN --mount=from=a true\nFROM b\nCOPY --from=3 / /\n";
+                           RUN --mount=from=a,target=/m true\nFROM b\nCOPY --from=3 / /\n";
 
     #[test]
     fn only_what_the_target_needs_and_as_early_as_it_can() {
