@@ -5,7 +5,7 @@
 //! and stored, and commands run, through [`Host`]. Everything here blocks.
 
 pub mod builder;
-mod compression;
+pub mod compression;
 pub mod dockerfile;
 pub mod ignore;
 mod layer;
@@ -16,5 +16,6 @@ pub mod words;
 pub use builder::{Built, Options, build};
 pub use seam::{
     Base, BuildError, CacheDirectory, CacheRequest, CacheSharing, Fetched, Host, HostError,
-    NewStep, RunMount, RunMountKind, RunNews, RunOutcome, RunRequest,
+    NewStep, RunMount, RunMountKind, RunNews, RunOutcome, RunRequest, SecretFile, SecretRequest,
+    Secrets,
 };

@@ -1,5 +1,7 @@
 //! What a build needs of those who keep images and run containers.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -117,6 +119,34 @@ pub struct CacheDirectory {
     pub held: Box<dyn Send>,
 }
 
+/// What nobody may find in an image, its history, a cache or a log, by names.
+#[derive(Clone, Default)]
+pub struct Secrets(pub BTreeMap<String, Vec<u8>>);
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// A secret that a command is given.
+pub struct SecretRequest<'a> {
+    /// The secret.
+    pub content: &'a [u8],
+    /// Permission bits of its file.
+    pub mode: u32,
+    /// Owner and group of its file.
+    pub owner: (u32, u32),
+}
+
+/// A secret's file.
+pub struct SecretFile {
+    /// Where.
+    pub path: PathBuf,
+    /// It is there while this lives.
+    pub held: Box<dyn Send>,
+}
+
 /// How a command ended.
 pub struct RunOutcome {
     /// Its container, which is still there.
@@ -165,6 +195,8 @@ pub trait Host: Send + Sync {
     fn fetch(&self, url: &str) -> Result<Fetched, HostError>;
     /// The directory of a named cache, made if it is not there. May wait for others.
     fn cache_directory(&self, request: &CacheRequest) -> Result<CacheDirectory, HostError>;
+    /// Puts a secret into a file that goes as soon as it is let go.
+    fn secret(&self, request: &SecretRequest<'_>) -> io::Result<SecretFile>;
     /// An empty directory that goes with the build, for what is given to a command.
     fn directory(&self) -> io::Result<PathBuf>;
     /// An empty file without a name, for what is on its way.

@@ -1,5 +1,6 @@
 //! Credentials for registries: `login`, `logout`, and what other commands send along.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Read, Write};
 use std::process::{Command as Process, Stdio};
 
@@ -39,6 +40,15 @@ struct Credentials {
     user: String,
     password: String,
     token: String,
+}
+
+impl Credentials {
+    fn to_json(&self, server: &str) -> Value {
+        json!({
+            "username": self.user, "password": self.password, "serveraddress": server,
+            "identitytoken": self.token,
+        })
+    }
 }
 
 /// Runs the program that keeps credentials.
@@ -113,13 +123,35 @@ fn find(ctx: &Ctx, server: &str) -> CliResult<Option<Credentials>> {
 /// The header with the credentials for a registry, if there are any.
 pub fn header(ctx: &Ctx, domain: &str) -> CliResult<Option<String>> {
     let server = server_key(domain);
-    Ok(find(ctx, server)?.map(|found| {
-        let value = json!({
-            "username": found.user, "password": found.password, "serveraddress": server,
-            "identitytoken": found.token,
-        });
-        URL_SAFE.encode(value.to_string())
-    }))
+    Ok(find(ctx, server)?.map(|found| URL_SAFE.encode(found.to_json(server).to_string())))
+}
+
+/// The header with the credentials for all registries that some are kept for.
+pub fn all(ctx: &Ctx) -> CliResult<Option<String>> {
+    let config = ctx.config();
+    let mut servers: BTreeSet<String> = config.auths.keys().cloned().collect();
+    servers.extend(config.cred_helpers.keys().cloned());
+    if !config.creds_store.is_empty() {
+        let store = &config.creds_store;
+        let (ok, answer) = helper(store, "list", "").map_err(|e| {
+            CliError::io(
+                format!("error getting credentials: docker-credential-{store}"),
+                e,
+            )
+        })?;
+        if ok {
+            let listed: BTreeMap<String, Value> = serde_json::from_str(&answer).unwrap_or_default();
+            servers.extend(listed.into_keys());
+        }
+    }
+    let mut all = serde_json::Map::new();
+    for server in servers {
+        if let Some(found) = find(ctx, &server)? {
+            let value = found.to_json(&server);
+            all.insert(server, value);
+        }
+    }
+    Ok((!all.is_empty()).then(|| URL_SAFE.encode(Value::Object(all).to_string())))
 }
 
 const LOGIN_FLAGS: &[Flag] = &[

@@ -18,7 +18,7 @@ use std::time::Instant;
 use bulkhead_image::ImageId;
 
 use crate::dockerfile::{Dockerfile, Instruction, Step, parse_trigger};
-use crate::seam::{Base, BuildError, Host};
+use crate::seam::{Base, BuildError, Host, Secrets};
 use crate::tree::ContextTree;
 use crate::words;
 
@@ -53,6 +53,8 @@ pub struct Options {
     pub remove: bool,
     /// Whether that of a failed step is removed as well.
     pub force_remove: bool,
+    /// `--secret`.
+    pub secrets: Secrets,
     /// How many stages are worked on at a time.
     pub parallel: usize,
 }

@@ -15,7 +15,9 @@ use sha2::Digest as _;
 use super::copy::hash_file;
 use super::stage::Stage;
 use crate::dockerfile::{Mount, MountKind, RunOptions};
-use crate::seam::{BuildError, CacheDirectory, CacheRequest, RunMount, RunMountKind};
+use crate::seam::{
+    BuildError, CacheDirectory, CacheRequest, RunMount, RunMountKind, SecretFile, SecretRequest,
+};
 use crate::tree::{Kind, MountedTree, Node, SourceTree, clean, resolve};
 
 /// A mount whose source has been found.
@@ -31,6 +33,8 @@ pub(super) struct Placed {
     pub(super) mounts: Vec<RunMount>,
     #[expect(dead_code, reason = "held")]
     caches: BTreeMap<String, CacheDirectory>,
+    #[expect(dead_code, reason = "held")]
+    secrets: Vec<SecretFile>,
 }
 
 struct Source {
@@ -61,10 +65,12 @@ impl Stage<'_, '_> {
                         "RUN --mount=type=cache with from or source is not supported".to_owned(),
                     ));
                 }
+                MountKind::Secret if self.secret(mount, &target).is_some() => None,
                 MountKind::Secret if mount.required => {
-                    let id = mount.id.as_deref().unwrap_or(&target);
                     return Err(BuildError::Invalid(format!(
-                        "secret {id}: not found: the classic builder is given no secrets"
+                        "secret {}: not found: give it with bulkhead build --secret (the docker \
+                         command's classic builder sends none)",
+                        secret_id(mount, &target)
                     )));
                 }
                 // One that may be missing is missing.
@@ -111,6 +117,7 @@ impl Stage<'_, '_> {
     pub(super) fn place_mounts(&self, found: &[Found<'_>]) -> Result<Placed, BuildError> {
         let host = self.build.host;
         let caches = self.caches(found)?;
+        let mut secrets = Vec::new();
         let mut mounts = Vec::new();
         for Found {
             mount,
@@ -129,6 +136,19 @@ impl Stage<'_, '_> {
                     let failed = BuildError::files(format!("mount at {target}"));
                     RunMountKind::Bind(place().map_err(failed)?)
                 }
+                (MountKind::Secret, _) => {
+                    let content = self.secret(mount, target).unwrap_or_default();
+                    let request = SecretRequest {
+                        content,
+                        mode: mount.mode.unwrap_or(0o400),
+                        owner: (mount.uid.unwrap_or(0), mount.gid.unwrap_or(0)),
+                    };
+                    let failed = BuildError::files(format!("mount at {target}"));
+                    let secret = host.secret(&request).map_err(failed)?;
+                    let path = secret.path.clone();
+                    secrets.push(secret);
+                    RunMountKind::Bind(path)
+                }
                 (_, None) => match caches.get(cache_id(mount, target)) {
                     Some(cache) => RunMountKind::Bind(cache.path.clone()),
                     None => continue,
@@ -140,7 +160,16 @@ impl Stage<'_, '_> {
                 kind,
             });
         }
-        Ok(Placed { mounts, caches })
+        Ok(Placed {
+            mounts,
+            caches,
+            secrets,
+        })
+    }
+
+    fn secret(&self, mount: &Mount, target: &str) -> Option<&[u8]> {
+        let secrets = &self.build.options.secrets.0;
+        secrets.get(secret_id(mount, target)).map(Vec::as_slice)
     }
 
     /// The caches of a step by their names: each once, and all steps in the same order, so
@@ -166,6 +195,12 @@ impl Stage<'_, '_> {
         }
         Ok(caches)
     }
+}
+
+/// What a secret is called: the last name of its file, unless it has one of its own.
+fn secret_id<'f>(mount: &'f Mount, target: &'f str) -> &'f str {
+    let file = target.rsplit('/').next().unwrap_or_default();
+    mount.id.as_deref().unwrap_or(file)
 }
 
 fn cache_id<'f>(mount: &'f Mount, target: &'f str) -> &'f str {

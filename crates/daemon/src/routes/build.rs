@@ -16,7 +16,7 @@ use base64::Engine as _;
 use bulkhead_build::dockerfile::MAX_DOCKERFILE_BYTES;
 use bulkhead_build::ignore::IgnoreFile;
 use bulkhead_build::tree::{ContextError, ContextLimits, ContextTree, Mtime};
-use bulkhead_build::{BuildError, Host, Options};
+use bulkhead_build::{BuildError, Host, Options, Secrets};
 use bulkhead_image::{ImageId, Reference};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::images::{encode, feed, stream_response};
 use super::query::Params;
 use crate::error::{ApiError, ApiResult};
-use crate::services::build::{BuildHost, BuildSettings, Said};
+use crate::services::build::{BuildHost, BuildSettings, Said, secrets};
 use crate::services::images::{self, BodyReader};
 use crate::state::AppState;
 
@@ -57,6 +57,7 @@ struct Request {
     cache_from: Vec<String>,
     remove: bool,
     force_remove: bool,
+    secrets: Secrets,
     settings: BuildSettings,
 }
 
@@ -126,6 +127,7 @@ impl Request {
             cache_from: json_param(params, "cachefrom")?.unwrap_or_default(),
             remove: params.flag_or("rm", true),
             force_remove: params.flag("forcerm"),
+            secrets: secrets::from_headers(headers)?,
             settings: BuildSettings {
                 host_config: host_config(params)?,
                 pull: params.flag("pull"),
@@ -316,6 +318,7 @@ fn work(
         cache_from: request.cache_from,
         remove: request.remove,
         force_remove: request.force_remove,
+        secrets: request.secrets,
         parallel: stages_at_a_time(),
     };
     let built = bulkhead_build::build(&host, &options)?;

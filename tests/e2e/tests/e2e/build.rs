@@ -1,7 +1,7 @@
 //! Builds: the classic builder, at both isolations.
 
 use bulkhead_e2e::images::{Meta, Tar};
-use bulkhead_e2e::{BUSYBOX, Cell, Daemon, Output, case};
+use bulkhead_e2e::{BUSYBOX, Cell, ClientKind, Daemon, Output, case};
 
 /// A build whose context is an archive on the client's standard input.
 fn build(cell: &Cell, arguments: &str, files: &[(&str, &str)]) -> Output {
@@ -146,10 +146,6 @@ case!(ours a_command_is_given_mounts, |cell| {
     let changed = [files[0], ("in/file", two.as_str())];
     build(cell, &format!("-t {name}"), &changed).ok();
     assert_eq!(prints(cell, &name, "head -n1 /said"), [two.trim()]);
-    let needed = format!("FROM {BUSYBOX}\nRUN --mount=type=secret,id=key,required=true true\n");
-    build(cell, "", &[("Dockerfile", &needed)])
-        .exits(1)
-        .says("secret key: not found");
     remove(cell, &[&name]);
     let _ = cell.cli(&format!("rmi {first}"));
 });
@@ -253,4 +249,89 @@ case!(ours a_failed_stage_ends_the_others, |cell| {
     assert_eq!(containers_with(cell, &mark.to_string()), [""; 0]);
     cell.cli(&format!("image inspect {name}")).exits(1);
     cell.api("POST", "/build/prune", None);
+});
+
+/// All layers of an image and its documents, as `save` writes them, decompressed as far as they
+/// are archives.
+fn saved(cell: &Cell, image: &str) -> Vec<u8> {
+    let file = cell.daemon().base().join(cell.name("saved"));
+    cell.cli(&format!("save -o {} {image}", file.display()))
+        .ok();
+    let bytes = std::fs::read(&file).expect("the archive");
+    std::fs::remove_file(&file).expect("the archive");
+    bytes
+}
+
+fn contains(bytes: &[u8], word: &str) -> bool {
+    bytes
+        .windows(word.len())
+        .any(|window| window == word.as_bytes())
+}
+
+case!(ours secrets_are_read_and_leave_no_trace, |cell| {
+    let needed = format!("FROM {BUSYBOX}\nRUN --mount=type=secret,id=key,required=true true\n");
+    build(cell, "", &[("Dockerfile", &needed)])
+        .exits(1)
+        .says("secret key: not found")
+        .says("bulkhead build --secret");
+    if cell.client == ClientKind::Docker {
+        // Its classic builder has no way to send one.
+        return;
+    }
+    let (mark, name) = (cell.number(), cell.name("image"));
+    let (file, variable) = (format!("file-secret-{mark}"), format!("env-secret-{mark}"));
+    let source = cell.daemon().base().join(cell.name("secret"));
+    std::fs::write(&source, &file).expect("a secret");
+    let dockerfile = format!(
+        "FROM {BUSYBOX}\n\
+         LABEL cell=\"{mark}\"\n\
+         RUN --mount=type=secret,id=one,required=true --mount=type=secret,id=two,target=/two,uid=7,mode=0440 \
+         sha256sum < /run/secrets/one > /sums && sha256sum < /two >> /sums && \
+         stat -c '%a %u' /run/secrets/one /two >> /sums && ! touch /two\n\
+         RUN ls /run/secrets /two 2>/dev/null | wc -l >> /sums; cat /run/secrets/one /two; true\n"
+    );
+    let files = [("Dockerfile", dockerfile.as_str())];
+    let given = format!("--secret id=one,src={} --secret id=two,env=TWO", source.display());
+    let mut tar = Tar::new();
+    for (path, content) in files {
+        tar.file(path, &Meta::mode(0o644), content.as_bytes());
+    }
+    let built = cell
+        .line(&format!(
+            "build --isolation={} {given} -t {name} -",
+            cell.isolation_name()
+        ))
+        .env("TWO", &variable)
+        .stdin(tar.done())
+        .output()
+        .ok();
+    let sum = |text: &str| format!("{}  -", bulkhead_e2e::images::sha256(text.as_bytes()));
+    let said = prints(cell, &name, "cat /sums");
+    assert_eq!(said[..4], [sum(&file), sum(&variable), "400 0".into(), "440 7".into()]);
+    let everything = saved(cell, &name);
+    let history = cell.cli(&format!("history --no-trunc {name}")).ok().text();
+    let inspected = cell.cli(&format!("image inspect {name}")).ok().text();
+    let log = cell.daemon().log();
+    for secret in [&file, &variable] {
+        assert!(!contains(&everything, secret), "in the image");
+        for text in [&built.to_string(), &history, &inspected, &log] {
+            assert!(!text.contains(secret.as_str()), "{text}");
+        }
+    }
+    // Nor is it in any file of the daemon's.
+    let left = cell.daemon().exec_root().join("build");
+    let mut found = Vec::new();
+    bulkhead_e2e::host::walk(&left, 5, &mut |path, directory| {
+        if !directory && contains(&std::fs::read(path).unwrap_or_default(), &mark.to_string()) {
+            found.push(path.to_owned());
+        }
+    });
+    assert!(found.is_empty(), "{found:?}");
+    // What a secret is decides nothing: the step is in the cache.
+    std::fs::write(&source, "another").expect("a secret");
+    let first = id(cell, &name);
+    build(cell, &format!("--secret id=one,src={} -t {name}", source.display()), &files).ok();
+    assert_eq!(id(cell, &name), first);
+    build(cell, "--secret id=one", &files).exits(1).says("one");
+    remove(cell, &[&name]);
 });

@@ -4,6 +4,7 @@
 //! as ordinary containers, at the isolation that was asked for.
 
 mod caches;
+pub mod secrets;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_build::{
     Base, CacheDirectory, CacheRequest, Fetched, Host, HostError, NewStep, RunMountKind, RunNews,
-    RunOutcome, RunRequest,
+    RunOutcome, RunRequest, SecretFile, SecretRequest,
 };
 use bulkhead_image::{
     Digest, ImageConfig, ImageError, ImageId, ImageStore, NewImage, Platform, Reference,
@@ -28,6 +29,7 @@ use super::containers::Handle as Container;
 use super::containers::lifecycle::WaitCondition;
 use super::containers::logs::{self, LogQuery};
 use super::containers::signals;
+use crate::config::Config;
 use crate::error::ApiError;
 use crate::state::AppState;
 
@@ -74,13 +76,17 @@ pub struct BuildHost {
 }
 
 /// Removes what builds of a daemon that was killed have left. To be called before the first.
-pub fn sweep(data_root: &Path) {
-    let path = temporaries(data_root);
-    match std::fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "an ended build's files stay");
+pub fn sweep(config: &Config) {
+    for path in [
+        temporaries(&config.data_root),
+        secrets::directory(&config.exec_root),
+    ] {
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "an ended build's files stay");
+            }
+            _ => {}
         }
-        _ => {}
     }
 }
 
@@ -433,6 +439,10 @@ impl Host for BuildHost {
     fn cache_directory(&self, request: &CacheRequest) -> Result<CacheDirectory, HostError> {
         let is_cancelled = || self.cancelled.is_cancelled();
         self.state.build_caches.take(request, is_cancelled)
+    }
+
+    fn secret(&self, request: &SecretRequest<'_>) -> io::Result<SecretFile> {
+        secrets::place(&self.state.config.exec_root, request)
     }
 
     fn directory(&self) -> io::Result<PathBuf> {
