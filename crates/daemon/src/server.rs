@@ -167,7 +167,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
         networks.clone(),
     )?;
     containers.recover().await.map_err(ServerError::Recovery)?;
-    crate::services::build::sweep(&config);
+    crate::services::build::sweep(&config, &containers).await;
     let state: AppState = Arc::new(Daemon {
         store,
         containers: containers.clone(),

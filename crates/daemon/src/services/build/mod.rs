@@ -5,12 +5,14 @@
 
 mod caches;
 pub mod secrets;
+mod steps;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_build::{
     Base, CacheDirectory, CacheRequest, Fetched, Host, HostError, NewStep, RunMountKind, RunNews,
@@ -25,10 +27,10 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::containers::Handle as Container;
 use super::containers::lifecycle::WaitCondition;
 use super::containers::logs::{self, LogQuery};
 use super::containers::signals;
+use super::containers::{Containers, Handle as Container};
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::state::AppState;
@@ -73,10 +75,13 @@ pub struct BuildHost {
     held: Mutex<Vec<ImageId>>,
     /// What commands were given; goes with this.
     directories: Mutex<Vec<tempfile::TempDir>>,
+    /// The containers of its steps, by their IDs.
+    notes: Mutex<HashMap<String, steps::Note>>,
 }
 
 /// Removes what builds of a daemon that was killed have left. To be called before the first.
-pub fn sweep(config: &Config) {
+pub async fn sweep(config: &Config, containers: &Containers) {
+    steps::sweep(&config.data_root, containers).await;
     for path in [
         temporaries(&config.data_root),
         secrets::directory(&config.exec_root),
@@ -110,6 +115,7 @@ impl BuildHost {
             say: Box::new(say),
             held: Mutex::default(),
             directories: Mutex::default(),
+            notes: Mutex::default(),
         }
     }
 
@@ -131,6 +137,10 @@ impl BuildHost {
     /// What the server says.
     pub fn remote(&self, url: &str) -> Result<Fetched, HostError> {
         self.fetch(url)
+    }
+
+    fn notes(&self) -> MutexGuard<'_, HashMap<String, steps::Note>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn store_ref(&self) -> Arc<ImageStore> {
@@ -374,11 +384,13 @@ impl Host for BuildHost {
     ) -> Result<RunOutcome, HostError> {
         let containers = &self.state.containers;
         let body = self.body(request);
+        let note = steps::Note::new(&self.state.config.data_root)?;
         self.runtime.block_on(async {
             let created = containers
-                .create(None, None, body)
+                .create(Some(note.name()), None, body)
                 .await
                 .map_err(api_error)?;
+            self.notes().insert(created.id.clone(), note);
             let container = containers.find(&created.id).map_err(api_error)?;
             hear(RunNews::Started(&created.id));
             match self.run_container(&container, hear).await {
@@ -390,6 +402,7 @@ impl Host for BuildHost {
                     if let Err(left) = container.remove(true, true).await {
                         tracing::warn!(id = %created.id, error = %left, "a build's container stays");
                     }
+                    self.notes().remove(&created.id);
                     Err(error)
                 }
             }
@@ -413,7 +426,9 @@ impl Host for BuildHost {
         let container = self.state.containers.find(container).map_err(api_error)?;
         self.runtime
             .block_on(container.remove(true, true))
-            .map_err(api_error)
+            .map_err(api_error)?;
+        self.notes().remove(&container.id);
+        Ok(())
     }
 
     fn fetch(&self, url: &str) -> Result<Fetched, HostError> {
