@@ -63,7 +63,8 @@ RIG_SECONDS ?= 3600
 test-kvm: setup-test guest
 	@echo "==> machines of the kvm engine"
 	@for machines in $$(cargo test --release --locked --no-run --message-format json \
-	    -p bulkhead-engine-kvm -p bulkhead-vmwp --test tiny_guests --test machine 2>/dev/null \
+	    -p bulkhead-engine-kvm -p bulkhead-vmwp --test tiny_guests --test machine \
+	    --test filter --test attacker 2>/dev/null \
 	    | jq -r 'select(.target.kind == ["test"] and .executable) | .executable'); do \
 	    BULKHEAD_TEST_VM_ENGINE=kvm $(BIN)/xtask rig --timeout $(RIG_SECONDS) -- \
 	        "$$machines" --test-threads 1 || exit; done

@@ -6,7 +6,8 @@
 //! interrupts and doorbells. Knows nothing of containers or of the agent.
 //!
 //! Threads of a worker: the main one, which serves the supervisor and runs no guest; `vcpu<N>`
-//! for each CPU; `devices`, which serves the queues.
+//! for each CPU; `devices`, which serves the queues. Each has a filter of its system calls
+//! before the guest's first instruction.
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("this engine is for Linux on x86-64");
@@ -17,6 +18,7 @@ mod bus;
 mod cpuid;
 mod devices;
 mod end;
+mod filter;
 mod gate;
 mod layout;
 mod machine;
@@ -30,6 +32,7 @@ use bulkhead_machine::{
     BootError, Capabilities, Engine, MachineConfig, MachineFiles, PreparedMachine,
 };
 
+pub use filter::{DEVICES as DEVICES_CALLS, MAIN as MAIN_CALLS, VCPU as VCPU_CALLS};
 pub use machine::{KvmMachine, PreparedKvm};
 
 /// The most that local APICs with eight-bit numbers tell apart, with one left for all.

@@ -1,10 +1,11 @@
 //! One machine: from the open files to the joined threads.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
+use bulkhead_jail::filter::{Filter, FilterError};
 use bulkhead_machine::{
     BootError, Console, ExitReason, Machine, MachineConfig, MachineError, MachineExit,
     MachineFiles, PreparedMachine, QUICK_WORDS, QUIET_WORDS, RESET_ON_PANIC, TALKATIVE_WORD, Tail,
@@ -18,6 +19,7 @@ use crate::boot::{self, LoadError};
 use crate::bus::Bus;
 use crate::devices::{self, Devices};
 use crate::end::{Cause, Ending};
+use crate::filter::Filters;
 use crate::gate::{self, Gate, Wanted};
 use crate::layout;
 use crate::memory::{self, MemoryError};
@@ -36,6 +38,10 @@ const STACK: usize = 256 << 10;
 fn io_error(context: impl Into<String>) -> impl FnOnce(io::Error) -> BootError {
     let context = context.into();
     move |source| BootError::Io { context, source }
+}
+
+fn unrestricted(error: FilterError) -> BootError {
+    io_error("restrict the worker's system calls")(io::Error::other(error))
 }
 
 fn refused(error: &VmError) -> BootError {
@@ -144,12 +150,25 @@ impl PreparedKvm {
         })
     }
 
-    /// Starts the threads.
+    /// Starts the machine without restricting the thread that calls this: for programs that
+    /// have more to do than to serve one machine.
     ///
     /// # Errors
-    /// That the system has no threads left; those that were started are gone again.
+    /// That the system has no threads left, or does not restrict them; those that were started
+    /// are gone again.
     pub fn start(self) -> Result<KvmMachine, BootError> {
-        let gate = Arc::new(Gate::new(Wanted::Run));
+        let filters = Filters::new().map_err(unrestricted)?;
+        self.start_as(&filters, || Ok(()))
+    }
+
+    /// Starts the threads, which restrict themselves, and does what is left to do before the
+    /// guest's first instruction.
+    fn start_as(
+        self,
+        filters: &Filters,
+        last: impl FnOnce() -> Result<(), FilterError>,
+    ) -> Result<KvmMachine, BootError> {
+        let gate = Arc::new(Gate::new(Wanted::Stand));
         let around = Surroundings {
             bus: self.bus,
             gate: Arc::clone(&gate),
@@ -162,15 +181,18 @@ impl PreparedKvm {
             gate: Arc::clone(&gate),
             devices: self.devices,
         };
-        let started = crew.start(&self.vcpus, &around);
+        let started = crew
+            .start(&self.vcpus, &around, filters)
+            .and_then(|()| last().map_err(unrestricted));
         let crew = Arc::new(Mutex::new(crew));
         let (sender, exit) = watch::channel(None);
         if let Err(error) = started {
             crew.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .dismiss();
-            return Err(io_error("start a thread")(error));
+            return Err(error);
         }
+        gate.want(Wanted::Run);
         tokio::spawn({
             let (crew, ending, console, vm) = (
                 Arc::clone(&crew),
@@ -203,7 +225,9 @@ impl PreparedKvm {
 #[async_trait]
 impl PreparedMachine for PreparedKvm {
     async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, BootError> {
-        Ok(Box::new(self.start()?))
+        let filters = Filters::new().map_err(unrestricted)?;
+        let machine = self.start_as(&filters, || filters.main.set())?;
+        Ok(Box::new(machine))
     }
 }
 
@@ -244,36 +268,73 @@ struct Crew {
     devices: Devices,
 }
 
+/// What a thread is given at its start.
+struct Birth {
+    ending: Ending,
+    /// Where it says that it has restricted itself, or why not.
+    restricted: mpsc::Sender<Result<(), FilterError>>,
+}
+
 struct Thread {
     handle: JoinHandle<()>,
-    is_vcpu: bool,
+    role: Role,
+}
+
+/// What a thread is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Devices,
+    Vcpu(usize),
+}
+
+impl Role {
+    fn name(self) -> String {
+        match self {
+            Self::Devices => "devices".to_owned(),
+            Self::Vcpu(index) => format!("vcpu{index}"),
+        }
+    }
 }
 
 impl Crew {
-    fn start(&mut self, vcpus: &[Vcpu], around: &Surroundings) -> io::Result<()> {
-        let ending = around.ending.clone();
-        let (serving, failed) = (self.devices.serving(), ending.clone());
-        self.spawn("devices".to_owned(), false, &ending, move || {
+    /// Returns when all threads have restricted themselves. The CPUs' wait at the gate.
+    fn start(
+        &mut self,
+        vcpus: &[Vcpu],
+        around: &Surroundings,
+        filters: &Filters,
+    ) -> Result<(), BootError> {
+        let (restricted, answers) = mpsc::channel();
+        let birth = Birth {
+            ending: around.ending.clone(),
+            restricted,
+        };
+        let (serving, failed) = (self.devices.serving(), around.ending.clone());
+        self.spawn(Role::Devices, &birth, &filters.devices, move || {
             if let Err(error) = serving.run() {
                 failed.end(Cause::Engine(error.to_string()));
             }
         })?;
         for (index, vcpu) in vcpus.iter().enumerate() {
             let (vcpu, around) = (Arc::clone(vcpu), around.clone());
-            self.spawn(format!("vcpu{index}"), true, &ending, move || {
+            self.spawn(Role::Vcpu(index), &birth, &filters.vcpu, move || {
                 vcpu::run(&vcpu, &around);
             })?;
         }
-        Ok(())
+        drop(birth);
+        answers
+            .into_iter()
+            .collect::<Result<(), _>>()
+            .map_err(unrestricted)
     }
 
     fn spawn(
         &mut self,
-        name: String,
-        is_vcpu: bool,
-        ending: &Ending,
+        role: Role,
+        birth: &Birth,
+        filter: &Filter,
         body: impl FnOnce() + Send + 'static,
-    ) -> io::Result<()> {
+    ) -> Result<(), BootError> {
         /// Tells of a thread's end, and ends the machine when it was a panic.
         struct Alive(watch::Sender<usize>, Ending);
         impl Drop for Alive {
@@ -287,19 +348,31 @@ impl Crew {
             }
         }
         self.alive.send_modify(|alive| *alive += 1);
-        let alive = Alive(self.alive.clone(), ending.clone());
-        let thread = std::thread::Builder::new().name(name).stack_size(STACK);
-        let handle = thread.spawn(move || {
+        let alive = Alive(self.alive.clone(), birth.ending.clone());
+        let thread = std::thread::Builder::new()
+            .name(role.name())
+            .stack_size(STACK);
+        let (filter, restricted) = (filter.clone(), birth.restricted.clone());
+        let body = move || {
             let _alive = alive;
-            body();
-        })?;
-        self.threads.push(Thread { handle, is_vcpu });
+            let set = filter.set();
+            let may_go_on = set.is_ok();
+            // Nobody listens any more when another thread could not be started.
+            let heard = restricted.send(set).is_ok();
+            drop((filter, restricted));
+            if may_go_on && heard {
+                body();
+            }
+        };
+        let handle = thread.spawn(body).map_err(io_error("start a thread"))?;
+        self.threads.push(Thread { handle, role });
         Ok(())
     }
 
     /// Has every CPU look at what is wanted.
     fn signal(&self) {
-        for thread in self.threads.iter().filter(|thread| thread.is_vcpu) {
+        let vcpu = |thread: &&Thread| matches!(thread.role, Role::Vcpu(_));
+        for thread in self.threads.iter().filter(vcpu) {
             // One that has ended needs no signal.
             let _ = thread.handle.kill(gate::signal());
         }

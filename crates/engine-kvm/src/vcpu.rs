@@ -130,8 +130,10 @@ pub(crate) struct Surroundings {
     pub(crate) ending: Ending,
 }
 
-/// The CPU's thread: runs the guest until it is told to leave.
+/// The CPU's thread: waits until the machine may start, and runs the guest until it is told to
+/// leave.
 pub(crate) fn run(vcpu: &Vcpu, around: &Surroundings) {
+    around.gate.stand();
     loop {
         {
             let mut fd = vcpu.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bulkhead_engine_kvm::KvmEngine;
 use bulkhead_machine::{
-    Accelerator, BootError, Console, Engine, EngineKind, ExitReason, Machine, MachineConfig,
-    MachineExit, MachineFiles,
+    Accelerator, BootError, Console, EngineKind, ExitReason, Machine, MachineConfig, MachineExit,
+    MachineFiles,
 };
 
 /// Where the guests are linked to.
@@ -104,7 +104,9 @@ impl Place {
 async fn boot(config: &MachineConfig) -> Result<Box<dyn Machine>, BootError> {
     let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let files = MachineFiles::open(config, OwnedFd::from(theirs), Vec::new()).unwrap();
-    KvmEngine.prepare(config, files)?.boot().await
+    // The calls of the test's own thread stay as they are; those of the others do not.
+    let machine = KvmEngine.prepare_machine(config, files)?.start()?;
+    Ok(Box::new(machine))
 }
 
 /// How a guest of these instructions ends.

@@ -30,8 +30,9 @@ const THREADS: u64 = 16;
 
 /// Who this worker is going to be, and what of the jail was found missing.
 #[derive(Debug)]
-pub(crate) struct Jail {
-    pub(crate) identity: Identity,
+pub struct Jail {
+    /// The user and the groups.
+    pub identity: Identity,
     limits: Limits,
     missing: Vec<String>,
 }
@@ -39,7 +40,7 @@ pub(crate) struct Jail {
 impl Jail {
     /// Leaves those of the host's namespaces that the engine's own process leaves too, and
     /// settles the rest.
-    pub(crate) fn begin(config: &MachineConfig, files: &MachineFiles) -> Self {
+    pub fn begin(config: &MachineConfig, files: &MachineFiles) -> Self {
         let mut missing: Vec<_> = bulkhead_jail::leave_available()
             .iter()
             .map(describe)
@@ -67,7 +68,7 @@ impl Jail {
     ///
     /// # Errors
     /// What the worker cannot do without. It must end then.
-    pub(crate) fn enter(mut self, control: &UnixStream) -> Result<Vec<String>, JailError> {
+    pub fn enter(mut self, control: &UnixStream) -> Result<Vec<String>, JailError> {
         match rustix::process::setsid() {
             // EPERM: it leads a process group already, so the parent has seen to it.
             Ok(_) | Err(rustix::io::Errno::PERM) => {}

@@ -5,22 +5,25 @@
 //! control socket closes, so that no machine outlives its supervisor. Single-threaded: an
 //! engine's child process dies with the thread that started it.
 
-mod confine;
 mod serve;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use bulkhead_machine::worker::protocol::receive_files;
+use bulkhead_vmwp::confine::Jail;
 use tracing_subscriber::EnvFilter;
 
-use confine::Jail;
 use serve::ServeError;
 
 const USAGE: &str = "vmwp is the worker of one VM and is started by containerd-shim-bulkhead-v2, \
                      with a socket as its standard input";
 
 fn main() -> ExitCode {
+    // One arena for all threads: each further one takes 128 MiB of the address space, which
+    // is limited, and looks into /proc when it shrinks, which a filter forbids.
+    // SAFETY: mallopt(3) takes plain numbers; no other thread exists yet.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let control = match bulkhead_jail::take_socket().map(UnixStream::from) {
         Ok(control) => control,
         Err(error) => {

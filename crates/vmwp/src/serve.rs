@@ -10,11 +10,10 @@ use bulkhead_machine::{
     BootError, Engine, EngineKind, ExitReason, Machine, MachineConfig, MachineExit, MachineFiles,
     PreparedMachine,
 };
+use bulkhead_vmwp::confine::Jail;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-
-use crate::confine::Jail;
 
 /// The conversation with the supervisor broke.
 #[derive(Debug, thiserror::Error)]

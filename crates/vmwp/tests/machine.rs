@@ -31,6 +31,58 @@ async fn all_gone(processes: Vec<u32>) {
     }
 }
 
+/// What the host shows of a process that holds nothing. `root`: what may be in its root.
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+fn jailed(pid: u32, root: &[&str]) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| -> Vec<&str> {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_ascii_whitespace().skip(1).collect()
+    };
+    for rights in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(rights), ["0000000000000000"], "{rights}");
+    }
+    for who in ["Uid:", "Gid:"] {
+        let ids: Vec<u32> = field(who).iter().map(|id| id.parse().unwrap()).collect();
+        assert!(ids.iter().all(|id| *id >= 0x7000_0000), "{who} {ids:?}");
+    }
+    assert!(field("Groups:").is_empty());
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for line in ["NoNewPrivs:\t1\n", "Seccomp:\t2\n"] {
+            assert!(status.contains(line), "{status}");
+        }
+    }
+    for namespace in ["mnt", "net", "ipc", "uts", "pid", "cgroup"] {
+        let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
+        assert_ne!(of(&pid.to_string()), of("self"), "{namespace}");
+    }
+    let mut entries: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    entries.sort();
+    assert!(
+        entries.iter().all(|entry| root.contains(&entry.as_str())),
+        "{entries:?}"
+    );
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    assert!(files.unwrap().contains(" 1024 "), "{limits}");
+    // A memory image of it can neither be asked for nor come by itself.
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    assert!(core.unwrap().contains(" 1 "), "{limits}");
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    for mount in mounts.lines() {
+        let options = mount.split(' ').nth(5).unwrap();
+        assert!(options.split(',').any(|option| option == "ro"), "{mount}");
+    }
+}
+
 #[tokio::test]
 async fn a_guest_talks_and_powers_off() {
     let Some(place) = Place::new() else { return };
@@ -41,6 +93,20 @@ async fn a_guest_talks_and_powers_off() {
     let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
     assert!(line.contains("0123456789abcdef"), "{line}");
     let others = engine_processes(pid);
+    jailed(pid, &[]);
+    for qemu in &others {
+        let root = [
+            "dev",
+            "etc",
+            "initramfs",
+            "kernel",
+            "lib",
+            "lib64",
+            "proc",
+            "usr",
+        ];
+        jailed(*qemu, &root);
+    }
 
     guest.worker.pause().await.unwrap();
     guest.worker.pause().await.unwrap();
@@ -90,14 +156,7 @@ async fn many_layers_are_one_read_only_disk() {
 #[tokio::test]
 async fn the_scratch_disk_keeps_what_was_synced_and_forgets_what_was_discarded() {
     let Some(place) = Place::new() else { return };
-    let path = place.path("scratch.img");
-    let copied = std::process::Command::new("cp")
-        .arg("--sparse=always")
-        .arg(place.scratch_template())
-        .arg(&path)
-        .status()
-        .unwrap();
-    assert!(copied.success());
+    let path = place.scratch();
     let layer = place.path("layer");
     std::fs::write(&layer, vec![1; 4096]).unwrap();
     let disks = vec![

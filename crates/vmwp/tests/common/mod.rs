@@ -2,7 +2,9 @@
 
 pub mod trace;
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bulkhead_machine::worker::Worker;
@@ -107,9 +109,49 @@ impl Place {
         }
     }
 
-    pub fn scratch_template(&self) -> PathBuf {
-        self.guest.join("scratch.ext4")
+    /// A scratch disk of its own.
+    pub fn scratch(&self) -> PathBuf {
+        let path = self.path("scratch.img");
+        let copied = std::process::Command::new("cp")
+            .arg("--sparse=always")
+            .arg(self.guest.join("scratch.ext4"))
+            .arg(&path)
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        path
     }
+}
+
+/// A tap device with this address in a network namespace that nobody else sees and that goes
+/// with the descriptor.
+pub fn tap(address: &str) -> OwnedFd {
+    let address = address.to_owned();
+    let made = std::thread::spawn(move || {
+        // SAFETY: for the network alone, of this thread alone.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        let tap = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .unwrap();
+        // SAFETY: all zeroes is a value of it: no name, no flags.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap();
+        // SAFETY: the request lives through the call.
+        let done = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        for command in [
+            format!("address add {address} dev tap0"),
+            "link set tap0 up".to_owned(),
+        ] {
+            let mut ip = std::process::Command::new("ip");
+            assert!(ip.args(command.split(' ')).status().unwrap().success());
+        }
+        OwnedFd::from(tap)
+    });
+    made.join().unwrap()
 }
 
 fn archive() -> Vec<u8> {
@@ -142,8 +184,8 @@ impl Guest {
     }
 
     /// As [`Guest::boot`], with the worker's system calls watched.
-    pub async fn boot_traced(config: &MachineConfig) -> (Self, trace::Trace) {
-        let (worker, port) = Worker::spawn(vmwp(), config, Vec::new()).await.unwrap();
+    pub async fn boot_traced(config: &MachineConfig, taps: Vec<OwnedFd>) -> (Self, trace::Trace) {
+        let (worker, port) = Worker::spawn(vmwp(), config, taps).await.unwrap();
         // It has not been told yet what to boot: this runtime has one thread.
         let trace = trace::Trace::of(worker.pid());
         (Self::greet(worker, port).await, trace)

@@ -1,0 +1,3 @@
+//! What the worker and its tests share: the jail.
+
+pub mod confine;
