@@ -41,7 +41,7 @@ fn config(guest: &Path, mib: u64, vcpus: u32, console: Option<&String>) -> Machi
         cmdline_extra: Vec::new(),
         memory_bytes: mib << 20,
         vcpus,
-        host_cpus: None,
+        placement: bulkhead_machine::Placement::default(),
         disks: Vec::new(),
         nics: Vec::new(),
         runtime_dir: PathBuf::from("/"),

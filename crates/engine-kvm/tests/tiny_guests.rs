@@ -92,7 +92,7 @@ impl Place {
             cmdline_extra: Vec::new(),
             memory_bytes: 96 << 20,
             vcpus,
-            host_cpus: None,
+            placement: bulkhead_machine::Placement::default(),
             disks: Vec::new(),
             nics: Vec::new(),
             runtime_dir: self.0.path().to_owned(),

@@ -282,7 +282,7 @@ mod tests {
             cmdline_extra: vec!["x=y".to_owned()],
             memory_bytes: (128 << 20) + 1,
             vcpus: 2,
-            host_cpus: None,
+            placement: bulkhead_machine::Placement::default(),
             disks: vec![
                 Disk::Layers {
                     files: vec![LayerFile {

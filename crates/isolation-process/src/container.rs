@@ -12,7 +12,6 @@ use bulkhead_isolation::{
 use oci_spec::runtime::{LinuxBuilder, Process as OciProcess, RootBuilder, Spec, SpecBuilder};
 use rustix::process::Pid;
 
-use crate::cgroup::Cgroup;
 use crate::files::ProcessFiles;
 use crate::isolation::{blocking, console_size, remove_files, unmount, wants_terminal};
 use crate::layout::Layout;
@@ -20,6 +19,7 @@ use crate::process::{ContainerProcess, Launch, Streams};
 use crate::procfs::Listing;
 use crate::reaper::Reaper;
 use crate::wire::{ExecOrder, Order};
+use bulkhead_cgroup::Cgroup;
 
 /// A container made by [`crate::ProcessIsolation`].
 pub struct ProcessContainer {

@@ -12,13 +12,13 @@ use bulkhead_isolation::{
 };
 use oci_spec::runtime::{Process as OciProcess, Spec};
 
-use crate::cgroup::{self, Cgroup};
 use crate::container::ProcessContainer;
 use crate::files::{self, ProcessFiles};
 use crate::layout::Layout;
 use crate::process::{ContainerProcess, Launch, OomWatch, Streams};
 use crate::reaper::Reaper;
 use crate::wire::{CreateOrder, MountOrder, Order, RootfsOrder};
+use bulkhead_cgroup::{self as cgroup, Cgroup};
 
 /// Makes containers out of this kernel's namespaces and control groups.
 ///

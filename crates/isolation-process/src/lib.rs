@@ -7,7 +7,6 @@
 //! single-threaded helper: the same binary executed again ([`helper_main`]). Everything
 //! that waits is here, on tokio; everything that blocks or forks is in the helper.
 
-mod cgroup;
 mod console;
 mod container;
 mod files;

@@ -17,12 +17,12 @@ use rustix::process::Pid;
 use tokio::net::unix::pipe;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
-use crate::cgroup::Cgroup;
 use crate::console::{ConsoleSocket, Terminal};
 use crate::helper;
 use crate::output::UntilExit;
 use crate::reaper::{Child, Reaper};
 use crate::wire::{self, Control, Order, Report};
+use bulkhead_cgroup::Cgroup;
 
 /// A process of a container.
 pub struct ContainerProcess {

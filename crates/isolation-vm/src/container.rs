@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use crate::adapt;
 use crate::files::VmFiles;
 use crate::given::GivenFiles;
+use crate::group::MachineGroup;
 use crate::network::VmNetwork;
 use crate::process::{VmProcess, Wanted};
 use crate::sizing::{self, Size};
@@ -27,6 +28,7 @@ pub struct VmContainer {
     init: Arc<VmProcess>,
     size: Size,
     files: Arc<VmFiles>,
+    group: MachineGroup,
     outside: Mutex<Outside>,
 }
 
@@ -44,6 +46,7 @@ impl VmContainer {
         size: Size,
         id: String,
         network: VmNetwork,
+        group: MachineGroup,
         given: GivenFiles,
     ) -> Self {
         let files = Arc::new(VmFiles::of_container(Arc::clone(&vm), id));
@@ -56,6 +59,7 @@ impl VmContainer {
             init,
             size,
             files,
+            group,
             outside,
         }
     }
@@ -126,7 +130,10 @@ impl Container for VmContainer {
         if let Some(cpus) = host_cpus {
             self.vm.pin(&cpus)?;
         }
-        self.vm.call(Update { resources }).await
+        let host = resources.clone();
+        self.vm.call(Update { resources }).await?;
+        self.group.limit(&host);
+        Ok(())
     }
 
     async fn network_changed(&self) -> Result<()> {

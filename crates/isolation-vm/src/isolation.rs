@@ -9,11 +9,12 @@ use bulkhead_agent_protocol::{Create, LayerExtent, Nic, Resolver, Setup};
 use bulkhead_isolation::{
     Container, ContainerFiles, CreateRequest, ErrorKind, Isolation, IsolationError, Result, Rootfs,
 };
-use bulkhead_machine::{Console, Disk, LayerFile, MAX_LAYERS, MachineConfig, choose};
+use bulkhead_machine::{Console, Disk, LayerFile, MAX_LAYERS, MachineConfig, Placement, choose};
 
 use crate::container::{VmContainer, wanted};
 use crate::files::VmFiles;
 use crate::given::{GivenFiles, read_files};
+use crate::group::MachineGroup;
 use crate::guest_dir::GuestDir;
 use crate::network::{RESOLVER, VmNetwork};
 use crate::process::VmProcess;
@@ -21,7 +22,7 @@ use crate::scratch::ScratchDisk;
 use crate::shares::SharePlan;
 use crate::sizing::{self, Size};
 use crate::vm::{Deadlines, Vm, remove_directory};
-use crate::{adapt, sweep, trial, worker_path};
+use crate::{adapt, group, sweep, trial, worker_path};
 
 /// Layer blobs are made of blocks of this size.
 const BLOCK: u64 = 4096;
@@ -82,6 +83,7 @@ impl VmIsolation {
             // Files are looked at without a network.
             Purpose::Files => None,
         };
+        let limits = group::limits(&spec);
         let spec = adapt::adapt(spec, plan.size.payload)?;
         let process = spec.process().as_ref().ok_or_else(|| {
             IsolationError::new(
@@ -107,7 +109,7 @@ impl VmIsolation {
         let scratch = match prepare_scratch(&plan.writable, &guest).await {
             Ok(scratch) => scratch,
             Err(error) => {
-                release(&runtime_dir);
+                release(&runtime_dir).await;
                 return Err(error);
             }
         };
@@ -115,10 +117,11 @@ impl VmIsolation {
             Ok(prepared) => prepared,
             Err(error) => {
                 scratch.discard();
-                release(&runtime_dir);
+                release(&runtime_dir).await;
                 return Err(error.into());
             }
         };
+        let group = MachineGroup::make(&spec, &request.id, &runtime_dir);
         let config = MachineConfig {
             id: request.id.clone(),
             engine: choice.engine,
@@ -134,7 +137,11 @@ impl VmIsolation {
             },
             memory_bytes: plan.size.memory,
             vcpus: plan.size.vcpus,
-            host_cpus: plan.size.host_cpus.clone(),
+            placement: Placement {
+                host_cpus: plan.size.host_cpus.clone(),
+                control_groups: group.directories(),
+                oom_score_adj: Some(group::oom_score(&spec)),
+            },
             disks: vec![
                 Disk::Layers {
                     files: plan.layers.clone(),
@@ -180,12 +187,15 @@ impl VmIsolation {
                 let (created, _stream) = vm.request_with(create, &contents).await?;
                 let init =
                     VmProcess::attach(Arc::clone(&vm), String::new(), created.pid, wanted).await?;
+                // It has started up as fast as the host can.
+                group.limit(&limits);
                 let container = VmContainer::new(
                     Arc::clone(&vm),
                     init,
                     plan.size,
                     request.id.clone(),
                     std::mem::take(&mut network),
+                    group,
                     GivenFiles::new(request.injected_files, contents),
                 );
                 Ok(Made::Container(container))
@@ -203,7 +213,7 @@ impl VmIsolation {
             Err(error) => {
                 network.release().await;
                 scratch.discard();
-                release(&runtime_dir);
+                release(&runtime_dir).await;
                 Err(error)
             }
         }
@@ -231,7 +241,7 @@ impl Isolation for VmIsolation {
         sweep::end_worker(&runtime_dir)
             .await
             .map_err(|error| IsolationError::other(format!("cannot end the VM of {id}"), error))?;
-        remove_directory(&runtime_dir)
+        remove_directory(&runtime_dir).await
     }
 }
 
@@ -370,8 +380,8 @@ fn make_runtime_dir(bundle: &Path, id: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn release(runtime_dir: &Path) {
-    if let Err(error) = remove_directory(runtime_dir) {
+async fn release(runtime_dir: &Path) {
+    if let Err(error) = remove_directory(runtime_dir).await {
         tracing::warn!(%error, "files of a failed VM are left");
     }
 }

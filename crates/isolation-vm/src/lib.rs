@@ -10,6 +10,7 @@ mod adapt;
 mod container;
 mod files;
 mod given;
+mod group;
 mod guest_dir;
 mod isolation;
 mod network;

@@ -138,7 +138,7 @@ async fn attempt(directory: &Path, guest: &GuestDir, worker: &Path) -> Result<St
         cmdline_extra: Vec::new(),
         memory_bytes: 256 * MIB,
         vcpus: 1,
-        host_cpus: None,
+        placement: bulkhead_machine::Placement::default(),
         disks: Vec::new(),
         nics: Vec::new(),
         runtime_dir: directory.to_owned(),

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::shares::Shares;
-use crate::sweep;
+use crate::{group, sweep};
 
 /// How long the guest may take for what it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,15 +276,18 @@ impl Vm {
         if let Some(shares) = shares {
             shares.release().await;
         }
-        remove_directory(&self.runtime_dir)
+        remove_directory(&self.runtime_dir).await
     }
 }
 
-/// Removes a machine's small files.
+/// Removes a machine's small files, and its control group.
 ///
 /// # Errors
 /// What the system says.
-pub fn remove_directory(directory: &Path) -> Result<()> {
+pub async fn remove_directory(directory: &Path) -> Result<()> {
+    group::remove(directory)
+        .await
+        .map_err(|error| IsolationError::other("cannot remove the VM's control group", error))?;
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(IsolationError::other(
             format!("cannot remove {}", directory.display()),

@@ -110,6 +110,17 @@ pub enum Console {
     },
 }
 
+/// What the supervisor does with a worker before it starts anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// CPUs of the host that it is kept to; all of them without.
+    pub host_cpus: Option<Vec<u32>>,
+    /// Directories of the control groups that it is put into.
+    pub control_groups: Vec<PathBuf>,
+    /// How readily the host's OOM killer takes it: `oom_score_adj` of proc(5).
+    pub oom_score_adj: Option<i32>,
+}
+
 /// A VM to boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {
@@ -134,9 +145,9 @@ pub struct MachineConfig {
     pub memory_bytes: u64,
     /// Its CPUs.
     pub vcpus: u32,
-    /// CPUs of the host that it is kept to; all of them without.
-    #[serde(default)]
-    pub host_cpus: Option<Vec<u32>>,
+    /// Where the worker is on the host, which is none of its own affair.
+    #[serde(skip)]
+    pub placement: Placement,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// Its network cards, at most [`MAX_NICS`].

@@ -368,7 +368,7 @@ mod tests {
             cmdline_extra: Vec::new(),
             memory_bytes: 1,
             vcpus: 1,
-            host_cpus: None,
+            placement: crate::Placement::default(),
             disks: vec![
                 Disk::Scratch {
                     path: file("scratch", 3),

@@ -17,6 +17,7 @@ pub mod worker;
 pub use choice::{ChoiceError, EngineChoice, HostFacts, choose, find_qemu};
 pub use config::{
     Accelerator, Console, Disk, EngineKind, LayerFile, MAX_LAYERS, MAX_NICS, MachineConfig, Nic,
+    Placement,
 };
 pub use engine::{BootError, Capabilities, Engine, Machine, MachineError, PreparedMachine};
 pub use exit::{ExitReason, MachineExit};

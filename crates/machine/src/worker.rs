@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{ExitReason, FilesError, MachineConfig, MachineExit, MachineFiles};
+use crate::{ExitReason, FilesError, MachineConfig, MachineExit, MachineFiles, Placement};
 use first_process::StartError;
 use protocol::{Event, MAX_LINE, Request, Verb};
 
@@ -150,7 +150,7 @@ impl Worker {
         };
         // From here on dropping `worker` kills the process and the task reaps it. It has not been
         // told yet what to start.
-        let pinned = config.host_cpus.as_deref().map(|cpus| worker.pin(cpus));
+        let placed = worker.place(&config.placement);
         tokio::spawn(write_requests(writer, first, queue));
         tokio::spawn(follow(
             events,
@@ -159,13 +159,34 @@ impl Worker {
             pending,
             state_sender,
         ));
-        pinned.transpose()?;
+        placed?;
         Ok((worker, transport))
     }
 
     /// The worker's process number.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Puts it where it is to be before it starts something. What only counts or weighs is
+    /// not worth a container that does not start.
+    fn place(&self, placement: &Placement) -> Result<(), WorkerError> {
+        for group in &placement.control_groups {
+            let file = group.join("cgroup.procs");
+            if let Err(error) = std::fs::write(&file, self.pid.to_string()) {
+                tracing::warn!(%error, file = %file.display(), "the VM worker is not in its group");
+            }
+        }
+        if let Some(score) = placement.oom_score_adj {
+            let file = format!("/proc/{}/oom_score_adj", self.pid);
+            if let Err(error) = std::fs::write(file, score.to_string()) {
+                tracing::warn!(%error, score, "the OOM killer does not prefer the VM worker");
+            }
+        }
+        match placement.host_cpus.as_deref() {
+            Some(cpus) => self.pin(cpus),
+            None => Ok(()),
+        }
     }
 
     /// Keeps the worker, and what runs the machine under it, to these CPUs of the host.

@@ -207,14 +207,6 @@ fn discard_for_vm(host_config: &mut HostConfig, warnings: &mut Vec<String>) {
         );
         host_config.cpuset_mems = None;
     }
-    if names_something(&[&host_config.cgroup_parent]) {
-        warnings.push(
-            "A container with hyperv isolation is in the control groups of its own kernel. \
-             Cgroup parent discarded."
-                .to_owned(),
-        );
-        host_config.cgroup_parent = None;
-    }
 }
 
 fn names_something(values: &[&Option<String>]) -> bool {

@@ -251,7 +251,7 @@ async fn outcome(directory: &std::path::Path, what: &str, filter: &str, port: u1
         cmdline_extra: Vec::new(),
         memory_bytes: 128 << 20,
         vcpus: 1,
-        host_cpus: None,
+        placement: bulkhead_machine::Placement::default(),
         disks: Vec::new(),
         nics: Vec::new(),
         runtime_dir: directory.to_owned(),

@@ -9,7 +9,7 @@ use std::path::Path;
 use bulkhead_isolation::{IsolationError, Result};
 use oci_spec::runtime::{Mount, MountBuilder, Spec};
 
-use crate::cgroup;
+use bulkhead_cgroup as cgroup;
 
 /// The controllers in whose hierarchies libcontainer makes a container's group.
 const CONTROLLERS: [&str; 12] = [

@@ -15,9 +15,9 @@ use rustix::io::Errno;
 
 use super::payload::Payload;
 use super::{INIT_PATH, devices, limits, rootfs, user, with_causes};
-use crate::cgroup::{self, Cgroup, lock_parents};
 use crate::layout::Layout;
 use crate::wire::{CreateOrder, RootfsOrder};
+use bulkhead_cgroup::{self as cgroup, Cgroup, lock_parents};
 
 /// Makes the container; the PID of its init, which waits for the word to go.
 pub fn run(order: CreateOrder, streams: Vec<OwnedFd>, control: BorrowedFd<'_>) -> Result<i32> {

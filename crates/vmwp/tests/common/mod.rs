@@ -101,7 +101,7 @@ impl Place {
             cmdline_extra: Vec::new(),
             memory_bytes: 192 << 20,
             vcpus: 1,
-            host_cpus: None,
+            placement: bulkhead_machine::Placement::default(),
             disks,
             nics: Vec::new(),
             runtime_dir: self.path("run"),

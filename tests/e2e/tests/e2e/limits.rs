@@ -57,13 +57,43 @@ case!(cpus, |cell| {
     assert_eq!(cell.inspect(&id)["HostConfig"]["NanoCpus"], 500_000_000);
     if cell.is_hyperv() {
         assert_eq!(cell.cli(&format!("exec {id} nproc")).ok().text(), "1");
-    } else {
-        let quota = on_host(&id, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
-        assert_eq!(quota.split(' ').next(), Some("50000"));
     }
+    // Of a machine too, whatever its guest does.
+    let quota = on_host(&id, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+    assert_eq!(quota.split(' ').next(), Some("50000"));
     cell.run(&format!("--rm --cpus 1000 {BUSYBOX} true"))
         .exits(125)
         .says("cpu");
+});
+
+case!(hyperv the_machine_is_in_the_containers_group, |cell| {
+    let parent = cell.name("parent");
+    let options = format!("--cgroup-parent {parent} --cpu-shares 512");
+    let id = cell.detached(&format!("{options} {BUSYBOX} sleep 600"));
+    let worker = &host::workers(&id)[0];
+    for process in host::family(worker.pid) {
+        let group = format!("/{parent}/{id}");
+        assert!(process.cgroups.contains(&group), "{process:?}");
+    }
+    // What it uses is counted there.
+    let used = on_host(&id, ("memory", "memory.usage_in_bytes"), "memory.current");
+    let used: u64 = used.parse().expect("bytes");
+    assert!(used > 16 << 20, "a kernel and its files: {used}");
+    let shares = on_host(&id, ("cpu", "cpu.shares"), "cpu.weight");
+    assert!(["512", "20"].contains(&shares.as_str()), "{shares}");
+    // The OOM killer takes it before those who look after it; the daemon is our child.
+    let score = |process: &str, file: &str| {
+        let score = std::fs::read_to_string(format!("/proc/{process}/{file}"));
+        score.expect("a score").trim().parse::<i32>().expect("a number")
+    };
+    let (machine, supervisor) = (worker.pid.to_string(), worker.ppid.to_string());
+    for other in [supervisor.as_str(), "self"] {
+        assert!(score(&machine, "oom_score_adj") > score(other, "oom_score_adj"));
+        assert!(score(&machine, "oom_score") > score(other, "oom_score"));
+    }
+    cell.cli(&format!("rm -f {id}")).ok();
+    cell.nothing_left_of(&id);
+    assert!(host::cgroups(&parent).is_empty(), "no parent either");
 });
 
 case!(pids_limit, |cell| {
@@ -86,9 +116,9 @@ case!(update_memory_and_cpus, |cell| {
     if !cell.is_hyperv() {
         let memory = on_host(&id, ("memory", "memory.limit_in_bytes"), "memory.max");
         assert_eq!(memory, (96 << 20).to_string());
-        let quota = on_host(&id, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
-        assert_eq!(quota.split(' ').next(), Some("50000"));
     }
+    let quota = on_host(&id, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+    assert_eq!(quota.split(' ').next(), Some("50000"));
     // What is in force is in force inside, too.
     cell.cli(&format!("exec {id} probe eat 200")).exits(137);
     cell.cli(&format!("exec {id} probe eat 20")).ok();

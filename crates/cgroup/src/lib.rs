@@ -1,11 +1,13 @@
 //! A container's control group, in whichever hierarchies this kernel has mounted: the
 //! unified one (v2), or one per controller (v1), of which "hybrid" is a variant.
 //!
-//! libcontainer makes the group and puts the first processes in; everything after that is
-//! here: counters, limits, freezing, killing, removing.
+//! Of a process container libcontainer makes the group and puts the first processes in; of a
+//! virtual machine's worker that is done here too. So is everything after that: counters,
+//! limits, freezing, killing, removing.
 
 mod kill;
 mod limits;
+mod make;
 mod stats;
 
 use std::io;
@@ -125,6 +127,13 @@ impl Cgroup {
     pub fn unified(&self) -> Option<&Path> {
         let mut all = self.hierarchies.iter();
         all.find(|hierarchy| hierarchy.unified)
+            .map(|hierarchy| hierarchy.path.as_path())
+    }
+
+    /// Its directories, one for each hierarchy.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.hierarchies
+            .iter()
             .map(|hierarchy| hierarchy.path.as_path())
     }
 

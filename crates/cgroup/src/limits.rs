@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_isolation::{ErrorKind, IsolationError, Resources, Result};
 
-use super::{Cgroup, Controller, Directory};
+use crate::{Cgroup, Controller, Directory};
 
 /// A file to write, and what to write.
 struct Change {
@@ -21,7 +21,7 @@ impl Cgroup {
             let before = std::fs::read_to_string(&change.file).unwrap_or_default();
             if let Err(error) = std::fs::write(&change.file, &change.value) {
                 for earlier in undo.iter().rev() {
-                    if let Err(error) = super::write(&earlier.file, &earlier.value) {
+                    if let Err(error) = crate::write(&earlier.file, &earlier.value) {
                         tracing::warn!(%error, "a limit could not be restored");
                     }
                 }
@@ -171,7 +171,7 @@ fn memory_v1(path: &Path, memory: Option<i64>, sum: Option<i64>) -> Vec<(&'stati
     const SUM: &str = "memory.memsw.limit_in_bytes";
     let memory = memory.filter(|value| *value != 0);
     // Without swap accounting the file is missing, and there is nothing to keep in step.
-    let sum_now = super::number(&path.join(SUM));
+    let sum_now = crate::number(&path.join(SUM));
     let mut sum = sum.filter(|value| *value != 0 && sum_now.is_some());
     if memory == Some(-1) && sum.is_none() && sum_now.is_some() {
         sum = Some(-1);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bulkhead_isolation::{BlockIo, CpuStats, MemoryStats, Stats};
 
-use super::{Cgroup, Controller, Directory, field, number};
+use crate::{Cgroup, Controller, Directory, field, number};
 
 /// Nanoseconds in a microsecond.
 const MICRO: u64 = 1000;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::{Cgroup, Controller, Directory, is_gone, lock_parents, subtree};
+use crate::{Cgroup, Controller, Directory, is_gone, lock_parents, subtree};
 
 /// How long killed processes may take to die before that is called a failure.
 const DEATH: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ pub(super) fn freeze_v2(path: &Path, frozen: bool) -> io::Result<()> {
         let mut text = String::new();
         io::Seek::rewind(&mut file)?;
         io::Read::read_to_string(&mut file, &mut text)?;
-        if super::field(&text, "frozen") == Some(u64::from(frozen)) {
+        if crate::field(&text, "frozen") == Some(u64::from(frozen)) {
             return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -184,7 +184,7 @@ fn remove_parents(name: &Path) -> io::Result<()> {
     };
     let relative = name.strip_prefix("/").unwrap_or(name);
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
-    for (_, _, mount) in super::mounts(&mountinfo) {
+    for (_, _, mount) in crate::mounts(&mountinfo) {
         let mut parent: Option<&Path> = relative.parent();
         while let Some(group) = parent.filter(|group| !group.as_os_str().is_empty()) {
             if std::fs::remove_dir(mount.join(group)).is_err() {
