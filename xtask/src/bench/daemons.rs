@@ -18,6 +18,15 @@ pub(super) enum Kind {
     Dockerd,
 }
 
+/// Which network a daemon's bridge and published ports are in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Network {
+    /// This machine's. dockerd gets no bridge there: its rules would outlive it.
+    Host,
+    /// A namespace of its own, which goes with it.
+    Own,
+}
+
 /// A daemon; dropping it removes its containers and stops it.
 pub(super) struct Daemon {
     base: PathBuf,
@@ -26,20 +35,34 @@ pub(super) struct Daemon {
 
 impl Daemon {
     /// Starts it, and gives it a busybox image.
-    pub(super) fn start(kind: Kind, binaries: &Path, base: &Path) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        kind: Kind,
+        network: Network,
+        binaries: &Path,
+        base: &Path,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(base)?;
-        let mut command = match kind {
-            Kind::Bulkhead => {
-                let mut command = Command::new(binaries.join("bulkhead"));
-                command.arg("daemon");
-                command
-            }
-            Kind::Dockerd => {
-                let mut command = Command::new("dockerd");
-                command.args(["--bridge", "none", "--iptables=false"]);
+        let mut command = match network {
+            Network::Host => Command::new("env"),
+            Network::Own => {
+                let mut command = Command::new("unshare");
+                // What sysctls and names of networks it changes is its own too.
+                command.args(["--net", "--mount", "--propagation", "slave", "sh", "-c"]);
+                command.args(["ip link set lo up && exec \"$@\"", "sh"]);
                 command
             }
         };
+        match kind {
+            Kind::Bulkhead => {
+                command.arg(binaries.join("bulkhead")).arg("daemon");
+            }
+            Kind::Dockerd => {
+                command.arg("dockerd");
+                if network == Network::Host {
+                    command.args(["--bridge", "none", "--iptables=false"]);
+                }
+            }
+        }
         let log = File::create(base.join("log"))?;
         command
             .arg("-H")
@@ -68,19 +91,19 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let (tree, tar) = (base.join("tree"), base.join("busybox.tar"));
+        let tree = base.join("tree");
         busybox_tree(&tree)?;
-        quiet(
-            Command::new("tar")
-                .arg("-cf")
-                .arg(&tar)
-                .arg("-C")
-                .arg(&tree)
-                .arg("."),
-        )?;
-        let tar = tar.display().to_string();
-        daemon.docker(&["import".to_owned(), tar, "busybox".to_owned()])?;
+        daemon.import(&tree, "busybox")?;
         Ok(daemon)
+    }
+
+    /// Makes an image of a tree.
+    pub(super) fn import(&self, tree: &Path, name: &str) -> anyhow::Result<()> {
+        let tar = self.base.join("import.tar");
+        pack(tree, &tar)?;
+        let words = ["import", &tar.display().to_string(), name].map(str::to_owned);
+        self.docker(&words)?;
+        Ok(fs::remove_file(&tar)?)
     }
 
     /// Its address for clients.
@@ -88,16 +111,31 @@ impl Daemon {
         format!("unix://{}", self.base.join("d.sock").display())
     }
 
+    /// A program of this machine, in the network that the daemon is in.
+    pub(super) fn nearby(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg("--net").arg("--target");
+        command.arg(self.pid().to_string()).arg("--").arg(program);
+        command
+    }
+
+    /// Where it keeps what it has.
+    pub(super) fn data_root(&self) -> PathBuf {
+        self.base.join("data")
+    }
+
     /// Its process.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    fn client(&self, words: &[String]) -> Command {
+    /// The docker CLI, with this daemon, and the builder that both daemons have.
+    pub(super) fn client(&self, words: &[String]) -> Command {
         let mut command = Command::new("docker");
         command
             .env("DOCKER_HOST", self.host())
             .env("DOCKER_CONFIG", self.base.join("client"))
+            .env("DOCKER_BUILDKIT", "0")
             .env_remove("DOCKER_CONTEXT")
             .stdin(Stdio::null())
             .args(words);
@@ -107,6 +145,12 @@ impl Daemon {
     /// Runs the docker CLI against it.
     pub(super) fn docker(&self, words: &[String]) -> anyhow::Result<()> {
         quiet(&mut self.client(words))
+    }
+
+    /// As [`Daemon::docker`], with words that are known here.
+    pub(super) fn run(&self, words: &str) -> anyhow::Result<String> {
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        self.docker_output(&words)
     }
 
     /// As [`Daemon::docker`]; what it printed, trimmed.
@@ -141,10 +185,31 @@ impl Drop for Daemon {
 
 /// Resident memory of a process, KiB.
 pub(super) fn rss(pid: u32) -> anyhow::Result<u32> {
+    status(pid, "VmRSS")
+}
+
+/// The most that it has had since [`forget_peak`], KiB.
+pub(super) fn peak(pid: u32) -> anyhow::Result<u32> {
+    status(pid, "VmHWM")
+}
+
+/// Resets what [`peak`] tells: proc(5), `clear_refs`, 5.
+pub(super) fn forget_peak(pid: u32) -> anyhow::Result<()> {
+    Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+}
+
+fn status(pid: u32, name: &str) -> anyhow::Result<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let value = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
-    value.with_context(|| format!("no VmRSS for {pid}"))
+    let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+    let value = fields.find(|(field, _)| *field == name);
+    let value = value.and_then(|(_, value)| value.trim().trim_end_matches(" kB").parse().ok());
+    value.with_context(|| format!("no {name} for {pid}"))
+}
+
+/// Archives a tree.
+pub(super) fn pack(tree: &Path, tar: &Path) -> anyhow::Result<()> {
+    let mut command = Command::new("tar");
+    quiet(command.arg("-cf").arg(tar).arg("-C").arg(tree).arg("."))
 }
 
 /// Processes whose command line has all of these words: PID and name.
@@ -179,13 +244,32 @@ pub(super) fn busybox_tree(root: &Path) -> anyhow::Result<()> {
     }
     fs::copy("/bin/busybox", root.join("bin/busybox"))
         .context("/bin/busybox, from package busybox-static")?;
-    for applet in ["sh", "true", "sleep"] {
+    for applet in ["sh", "true", "sleep", "cat", "ping", "head", "dd", "seq"] {
         let link = root.join("bin").join(applet);
         if !link.exists() {
             std::os::unix::fs::symlink("busybox", link)?;
         }
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+    Ok(())
+}
+
+/// Adds programs of this machine to a tree, with the libraries that they load.
+pub(super) fn add_programs(root: &Path, programs: &[&str]) -> anyhow::Result<()> {
+    for program in programs {
+        let path = Path::new("/usr/bin").join(program);
+        let needs = Command::new("ldd").arg(&path).output()?;
+        let needs = String::from_utf8_lossy(&needs.stdout).into_owned();
+        let libraries = needs
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
+        for file in libraries.chain(path.to_str()) {
+            let to = root.join(file.trim_start_matches('/'));
+            let directory = to.parent().context("a program below /")?;
+            fs::create_dir_all(directory)?;
+            fs::copy(file, &to).with_context(|| format!("copying {file}"))?;
+        }
+    }
     Ok(())
 }
 
