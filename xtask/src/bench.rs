@@ -5,6 +5,7 @@
 mod daemons;
 mod everyday;
 mod images;
+mod machines;
 mod measure;
 mod start;
 mod traffic;
@@ -51,6 +52,8 @@ enum Part {
     Pull,
     /// Builds
     Build,
+    /// The kvm engine, against QEMU on KVM; in the rig
+    Machines,
 }
 
 /// What the parts share.
@@ -150,6 +153,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         if bench.wants(Part::Build) {
             images::build(&bench, &ours, theirs.as_ref())?;
         }
+    }
+    if bench.wants(Part::Machines) {
+        machines::run(&bench)?;
     }
     Ok(())
 }

@@ -244,7 +244,9 @@ pub(super) fn busybox_tree(root: &Path) -> anyhow::Result<()> {
     }
     fs::copy("/bin/busybox", root.join("bin/busybox"))
         .context("/bin/busybox, from package busybox-static")?;
-    for applet in ["sh", "true", "sleep", "cat", "ping", "head", "dd", "seq"] {
+    for applet in [
+        "sh", "true", "rm", "sleep", "cat", "ping", "head", "dd", "seq",
+    ] {
         let link = root.join("bin").join(applet);
         if !link.exists() {
             std::os::unix::fs::symlink("busybox", link)?;

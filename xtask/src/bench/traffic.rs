@@ -1,6 +1,5 @@
 //! What goes through a bridge (iperf3, ping) and through a bind (fio).
 
-use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,6 +41,7 @@ fn tools(bench: &Bench, sides: &[Side<'_>]) -> anyhow::Result<bool> {
     let tree = bench.scratch().join("tools");
     daemons::busybox_tree(&tree)?;
     daemons::add_programs(&tree, &["iperf3", "fio"])?;
+    std::fs::create_dir_all(tree.join("measured"))?;
     for side in sides {
         side.daemon.import(&tree, "tools")?;
     }
@@ -146,6 +146,21 @@ fn listening(daemon: &Daemon, client: &str, to: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What it is called, fio's flags, where its document has the rate.
+const FIO: [(&str, &str, &str); 3] = [
+    (
+        "sequential writes",
+        "--rw=write --bs=1M --end_fsync=1",
+        "/jobs/0/write/bw",
+    ),
+    ("sequential reads", "--rw=read --bs=1M", "/jobs/0/read/bw"),
+    (
+        "random reads of 4 KiB",
+        "--rw=randread --bs=4k",
+        "/jobs/0/read/bw",
+    ),
+];
+
 /// Reads and writes on a bind.
 pub(super) fn files(bench: &Bench, ours: &Daemon, theirs: Option<&Daemon>) -> anyhow::Result<()> {
     let sides = sides(ours, theirs);
@@ -154,46 +169,44 @@ pub(super) fn files(bench: &Bench, ours: &Daemon, theirs: Option<&Daemon>) -> an
     }
     let shared = bench.scratch().join("shared");
     std::fs::create_dir_all(&shared)?;
-    for (title, flags, pointer) in [
-        (
-            "sequential writes",
-            "--rw=write --bs=1M --end_fsync=1",
-            "/jobs/0/write/bw",
-        ),
-        ("sequential reads", "--rw=read --bs=1M", "/jobs/0/read/bw"),
-        (
-            "random reads of 4 KiB",
-            "--rw=randread --bs=4k",
-            "/jobs/0/read/bw",
-        ),
-    ] {
-        on_bind(bench, &sides, &shared, title, flags, pointer)?;
+    for (title, flags, pointer) in FIO {
+        let bind = format!("-v {}:/measured ", shared.display());
+        let title = format!("{title} on a bind");
+        on_files(bench, &sides, &bind, &title, flags, pointer)?;
     }
     Ok(())
 }
 
-fn on_bind(
+/// Reads and writes on what containers have as their own.
+pub(super) fn disks(bench: &Bench, sides: &[Side<'_>]) -> anyhow::Result<()> {
+    if !tools(bench, sides)? {
+        return Ok(());
+    }
+    for (title, flags, pointer) in FIO {
+        let title = format!("{title} on the container's own files");
+        on_files(bench, sides, "", &title, flags, pointer)?;
+    }
+    Ok(())
+}
+
+fn on_files(
     bench: &Bench,
     sides: &[Side<'_>],
-    shared: &Path,
+    bind: &str,
     title: &str,
     flags: &str,
     pointer: &str,
 ) -> anyhow::Result<()> {
     let mut running = Vec::new();
     for side in sides {
-        let words = format!(
-            "run -d {}-v {}:/shared tools sleep 86400",
-            side.flags,
-            shared.display()
-        );
+        let words = format!("run -d {}{bind}tools sleep 86400", side.flags);
         running.push(side.daemon.run(&words)?);
     }
-    let mut contest = Contest::of(&format!("{title} on a bind"), "MiB/s");
+    let mut contest = Contest::of(title, "MiB/s");
     for (side, id) in sides.iter().zip(&running) {
         contest.reading(side.name, move || {
             let words = format!(
-                "exec {id} fio --name=one --filename=/shared/file --size=64M {flags} \
+                "exec {id} fio --name=one --filename=/measured/file --size=64M {flags} \
                  --output-format=json --runtime=5 --thread"
             );
             Ok(number(&side.daemon.run(&words)?, pointer)? / 1024.0)

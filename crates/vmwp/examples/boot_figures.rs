@@ -1,29 +1,49 @@
 //! Boots one machine in this process until its agent speaks, and prints what that took as a
-//! line of JSON. `cargo xtask bench` runs it; the machine must be able to run KVM guests.
+//! line of JSON. `cargo xtask bench` runs it for each engine in turns, both on KVM.
 //!
-//! Arguments: the guest directory, MiB of memory, CPUs, and optionally a file for the console.
+//! QEMU opens `/dev/kvm` as a user without rights: the bench lets everybody.
+//!
+//! Arguments: the engine (`kvm` or `qemu`), the guest directory, MiB of memory, CPUs, an empty
+//! directory, and optionally a file for the console.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bulkhead_engine_kvm::KvmEngine;
-use bulkhead_machine::{Accelerator, Console, EngineKind, Machine, MachineConfig, MachineFiles};
+use bulkhead_engine_qemu::QemuEngine;
+use bulkhead_jail::Identity;
+use bulkhead_machine::{
+    Accelerator, Console, Engine, EngineKind, Machine, MachineConfig, MachineFiles,
+};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
 /// Nothing that boots takes as long, even where KVM itself is emulated.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Debian's user and group that own nothing.
+const NOBODY: u32 = 65534;
+
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [guest, mib, cpus, rest @ ..] = arguments.as_slice() else {
-        return Err("arguments: GUEST-DIRECTORY MIB CPUS [CONSOLE-FILE]".into());
+    let [engine, guest, mib, cpus, directory, rest @ ..] = arguments.as_slice() else {
+        let usage = "arguments: ENGINE GUEST-DIRECTORY MIB CPUS DIRECTORY [CONSOLE-FILE]";
+        return Err(usage.into());
+    };
+    let engine = match engine.as_str() {
+        "kvm" => EngineKind::Kvm,
+        "qemu" => EngineKind::Qemu,
+        other => return Err(format!("no engine {other}").into()),
     };
     let guest = std::path::absolute(guest)?;
-    let config = config(&guest, mib.parse()?, cpus.parse()?, rest.first());
+    let config = MachineConfig {
+        engine,
+        runtime_dir: directory.into(),
+        ..config(&guest, mib.parse()?, cpus.parse()?, rest.first())
+    };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -55,32 +75,54 @@ async fn measure(config: &MachineConfig) -> Result<(), Failure> {
     theirs.set_nonblocking(false)?;
     let files = MachineFiles::open(config, OwnedFd::from(theirs), Vec::new())?;
     let start = Instant::now();
-    let prepared = KvmEngine.prepare_machine(config, files)?;
-    let prepared_after = start.elapsed();
-    let machine = prepared.start()?;
+    let figures = match config.engine {
+        EngineKind::Kvm => {
+            let machine = KvmEngine.prepare_machine(config, files)?.start()?;
+            let ready = ready(&machine, &mut ours, start).await?;
+            machine.pause().await?;
+            let figures = (ready, machine.exits(), Some(private_kib()?));
+            machine.kill();
+            machine.wait().await;
+            figures
+        }
+        EngineKind::Qemu => {
+            let identity = Identity {
+                uid: NOBODY,
+                gid: NOBODY,
+                groups: Vec::new(),
+            };
+            let engine = QemuEngine::find(identity)?;
+            let machine = engine.prepare(config, files)?.boot().await?;
+            let ready = ready(machine.as_ref(), &mut ours, start).await?;
+            machine.kill();
+            machine.wait().await;
+            (ready, None, None)
+        }
+    };
+    let (ready, exits, private_kib) = figures;
+    let figures = serde_json::json!({
+        "ready_ms": ready.as_secs_f64() * 1e3,
+        "exits": exits,
+        "private_kib": private_kib,
+    });
+    println!("{figures}");
+    Ok(())
+}
+
+/// How long it took until the agent's first byte.
+async fn ready(
+    machine: &dyn Machine,
+    agent: &mut UnixStream,
+    start: Instant,
+) -> Result<Duration, Failure> {
     let mut first = [0; 1];
     tokio::select! {
-        read = tokio::time::timeout(LIMIT, ours.read_exact(&mut first)) => {
+        read = tokio::time::timeout(LIMIT, agent.read_exact(&mut first)) => {
             read??;
         }
         exit = machine.wait() => return Err(format!("{exit:?}").into()),
     }
-    let ready_after = start.elapsed();
-    machine.pause().await?;
-    let exits = machine.exits();
-    let private = private_kib()?;
-    machine.kill();
-    let exit = machine.wait().await;
-    let number = |value: Option<u64>| value.map_or_else(|| "null".to_owned(), |v| v.to_string());
-    println!(
-        "{{\"prepared_ms\":{},\"ready_ms\":{},\"exits\":{},\"private_kib\":{private},\
-         \"exit\":\"{:?}\"}}",
-        prepared_after.as_millis(),
-        ready_after.as_millis(),
-        number(exits),
-        exit.reason,
-    );
-    Ok(())
+    Ok(start.elapsed())
 }
 
 /// What this process alone holds, the guest's memory left out, KiB: private pages of every
