@@ -37,6 +37,17 @@ pub enum StoreError {
     Lost,
 }
 
+impl StoreError {
+    /// Whether there was no room on the disk.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        matches!(
+            self,
+            Self::Statement(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+        )
+    }
+}
+
 /// Version of the schema.
 const SCHEMA: i64 = 1;
 

@@ -89,6 +89,18 @@ impl Daemon {
     #[track_caller]
     #[must_use]
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_on(arguments, environment, None)
+    }
+
+    /// As [`Daemon::start`], with a data root that is a disk of so many MiB.
+    #[track_caller]
+    #[must_use]
+    pub fn start_on_disk(mebibytes: u32) -> Self {
+        Self::start_on(&[], &[], Some(mebibytes))
+    }
+
+    #[track_caller]
+    fn start_on(arguments: &[&str], environment: &[(&str, &str)], mebibytes: Option<u32>) -> Self {
         let base = tempfile::Builder::new()
             .prefix("bh-e2e-")
             .disable_cleanup(true)
@@ -108,6 +120,14 @@ impl Daemon {
             finished: AtomicBool::new(false),
         };
         *locked(&daemon.guard) = Some(daemon.guard());
+        if let Some(mebibytes) = mebibytes {
+            std::fs::create_dir(daemon.data_root()).expect("a data root");
+            let size = format!("size={mebibytes}m,mode=0700");
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]);
+            let status = mount.arg(daemon.data_root()).status().expect("mount");
+            assert!(status.success(), "mount of a small disk: {status}");
+        }
         daemon.launch();
         *locked(&daemon.fresh) = daemon.files();
         daemon.watch();
@@ -179,6 +199,7 @@ impl Daemon {
             done
             kill $(cat "$BASE/pid")
             sleep 2
+            umount -q "$BASE/data"
             rm -rf "$BASE"
         "#;
         Command::new("sh")
@@ -275,6 +296,14 @@ impl Daemon {
     #[must_use]
     pub fn exec_root(&self) -> PathBuf {
         self.base.path().join("exec")
+    }
+
+    fn has_disk(&self) -> bool {
+        let device = |path: &Path| {
+            use std::os::unix::fs::MetadataExt as _;
+            std::fs::metadata(path).map(|metadata| metadata.dev()).ok()
+        };
+        device(&self.data_root()) != device(self.base.path())
     }
 
     /// IDs of all containers it ever made.
@@ -377,6 +406,9 @@ impl Daemon {
             left.extend(leaks::files(self));
         }
         self.stop();
+        if self.has_disk() {
+            drop(Command::new("umount").arg(self.data_root()).status());
+        }
         left.extend(leaks::host(self));
         for line in &mut left {
             let ids = locked(&self.ids);

@@ -7,6 +7,7 @@
 //!   they were received.
 //! - `layers/<diffID>.tar.zst`: the tar of a layer that came uncompressed, compressed by us.
 //! - `metadata.sqlite`: names, and which image has which layers.
+//! - `reserve`: room for removals on a full disk.
 //! - `tmp/`: what is being written; emptied when the store is opened.
 //!
 //! Beside each EROFS image its tar is kept so that `save` and `push` can give every layer back
@@ -22,6 +23,7 @@ mod ingest;
 mod lease;
 mod query;
 mod remove;
+mod reserve;
 mod steps;
 
 use std::collections::{HashMap, HashSet};
@@ -40,6 +42,7 @@ pub(crate) use files::storage;
 use files::{StoreFiles, StoredFile};
 pub use ingest::{AddedImage, Ingest, NewImage};
 pub use lease::{AnnouncedLayer, Lease, ReceivedLayer};
+use reserve::Room;
 
 /// The images of one data root. All methods block; see the crate's documentation.
 #[derive(Debug)]
@@ -90,6 +93,7 @@ impl ImageStore {
             }),
         };
         store.sweep()?;
+        Room::keep(store.files.root());
         Ok(store)
     }
 

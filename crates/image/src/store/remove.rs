@@ -3,6 +3,7 @@
 use super::database;
 use super::files::StoredFile;
 use super::query::{extend_chain, known, resolve};
+use super::reserve::Room;
 use super::{ImageStore, State};
 use crate::digest::{Digest, ImageId};
 use crate::error::{ImageError, Result};
@@ -39,6 +40,7 @@ impl ImageStore {
     /// [`ImageError::UntagConflict`] with docker's words.
     pub fn remove(&self, text: &str, force: bool, uses: &[ImageUse]) -> Result<RemovalReport> {
         let mut state = self.state();
+        let _room = Room::make(self.files.root());
         let image = resolve(&state, text)?;
         let all_uses = uses;
         let uses: Vec<&ImageUse> = uses.iter().filter(|usage| usage.image == image).collect();

@@ -6,6 +6,7 @@ mod daemon_restart;
 mod exec;
 mod failure;
 mod files;
+mod full_disk;
 mod image_kills;
 mod images;
 mod layers;

@@ -77,6 +77,9 @@ pub struct BuildHost {
     directories: Mutex<Vec<tempfile::TempDir>>,
     /// The containers of its steps, by their IDs.
     notes: Mutex<HashMap<String, steps::Note>>,
+    /// Those of them that could not be removed when they should: on a full disk others have to
+    /// go first.
+    unremoved: Mutex<Vec<String>>,
 }
 
 /// Removes what builds of a daemon that was killed have left. To be called before the first.
@@ -100,7 +103,7 @@ fn temporaries(data_root: &Path) -> PathBuf {
 }
 
 impl BuildHost {
-    /// To be made inside of the runtime.
+    /// To be made inside of the runtime, but not on one of its own threads.
     pub fn new(
         state: AppState,
         settings: BuildSettings,
@@ -116,6 +119,7 @@ impl BuildHost {
             held: Mutex::default(),
             directories: Mutex::default(),
             notes: Mutex::default(),
+            unremoved: Mutex::default(),
         }
     }
 
@@ -139,8 +143,22 @@ impl BuildHost {
         self.fetch(url)
     }
 
+    fn is_disk_full(&self) -> bool {
+        const LITTLE: u64 = 1 << 20;
+        rustix::fs::statvfs(&self.state.config.data_root)
+            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < LITTLE)
+    }
+
     fn notes(&self) -> MutexGuard<'_, HashMap<String, steps::Note>> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove_later(&self, container: &str, error: &ApiError) {
+        tracing::warn!(id = %container, %error, "a build's container is not removed yet");
+        self.unremoved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(container.to_owned());
     }
 
     fn store_ref(&self) -> Arc<ImageStore> {
@@ -299,12 +317,35 @@ impl BuildHost {
             }
         }
         let waited = ended.await;
+        if waited.code != 0 && self.is_disk_full() {
+            // What the command said of it could not be logged either.
+            let root = self.state.config.data_root.display();
+            hear(RunNews::Output(&format!(
+                "No space left on the disk of {root}\n"
+            )));
+        }
         Ok(i32::try_from(waited.code).unwrap_or(i32::MAX))
     }
 }
 
 impl Drop for BuildHost {
     fn drop(&mut self) {
+        let unremoved = std::mem::take(
+            self.unremoved
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for id in unremoved {
+            let Ok(container) = self.state.containers.find(&id) else {
+                continue;
+            };
+            if let Err(error) = self.runtime.block_on(container.remove(true, true)) {
+                tracing::warn!(%id, %error, "a build's container stays until the next start");
+                if let Some(note) = self.notes().remove(&id) {
+                    note.keep();
+                }
+            }
+        }
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
         for image in held.drain(..) {
             self.state.containers.release_image(&image);
@@ -399,10 +440,10 @@ impl Host for BuildHost {
                     code,
                 }),
                 Err(error) => {
-                    if let Err(left) = container.remove(true, true).await {
-                        tracing::warn!(id = %created.id, error = %left, "a build's container stays");
+                    match container.remove(true, true).await {
+                        Ok(()) => drop(self.notes().remove(&created.id)),
+                        Err(left) => self.remove_later(&created.id, &left),
                     }
-                    self.notes().remove(&created.id);
                     Err(error)
                 }
             }
@@ -424,11 +465,16 @@ impl Host for BuildHost {
 
     fn remove(&self, container: &str) -> Result<(), HostError> {
         let container = self.state.containers.find(container).map_err(api_error)?;
-        self.runtime
-            .block_on(container.remove(true, true))
-            .map_err(api_error)?;
-        self.notes().remove(&container.id);
-        Ok(())
+        match self.runtime.block_on(container.remove(true, true)) {
+            Ok(()) => {
+                self.notes().remove(&container.id);
+                Ok(())
+            }
+            Err(error) => {
+                self.remove_later(&container.id, &error);
+                Err(api_error(error))
+            }
+        }
     }
 
     fn fetch(&self, url: &str) -> Result<Fetched, HostError> {

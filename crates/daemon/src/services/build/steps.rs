@@ -30,6 +30,11 @@ impl Note {
         }
     }
 
+    /// Leaves the container to the next daemon.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+
     /// The container's name.
     pub(super) fn name(&self) -> &str {
         &self.name

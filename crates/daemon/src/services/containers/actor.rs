@@ -496,7 +496,10 @@ impl Actor {
         };
         if stops && !self.record.manually_stopped {
             self.record.manually_stopped = true;
-            self.commit().await?;
+            // Whoever fills the disk is to be stopped although that cannot be written down.
+            if let Err(error) = self.commit().await {
+                tracing::error!(id = %self.record.id, %error, "stop not recorded");
+            }
         }
         match task.kill("", signal).await {
             Ok(()) => {}
