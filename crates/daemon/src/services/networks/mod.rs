@@ -5,6 +5,7 @@
 //! and name only; what a container wants and has of networks is kept in its own record.
 
 mod create;
+mod endpoint;
 mod host;
 pub mod model;
 mod names;
