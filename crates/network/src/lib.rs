@@ -7,12 +7,13 @@
 //! unlinked: the kernel detaches what is mounted on a name that goes away.
 //!
 //! Beside them: bridges and veth pairs ([`link`]), addresses ([`addresses`]), the daemon's
-//! nftables table ([`firewall`]),
+//! nftables table ([`firewall`]), flows that it has changed ([`conntrack`]),
 //! ports of the host ([`ports`]), a resolver ([`dns`]), and what carries their data where the kernel cannot ([`proxy`]).
 //!
 //! This crate knows no container and no API.
 
 pub mod addresses;
+pub mod conntrack;
 mod counters;
 pub mod dns;
 pub mod firewall;

@@ -1,12 +1,14 @@
 //! What the host has of networks: bridges, the table of rules, what others use.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use bulkhead_network::addresses::{self, DefaultPool};
-use bulkhead_network::firewall::{BridgeRules, Firewall};
+use bulkhead_network::conntrack::{self, Changed};
+use bulkhead_network::firewall::{BridgeRules, Firewall, PortRule};
 use bulkhead_network::link::{self, BridgeConfig, InterfaceAddress, LinkError};
+use bulkhead_network::ports::Protocol;
 use ipnet::IpNet;
 
 use super::model::{Driver, Network, Pool};
@@ -33,6 +35,8 @@ pub(super) struct Host {
     mtu: Option<u32>,
     /// Whether the table may be there: an earlier daemon may have left it.
     loaded: bool,
+    /// Ports of datagrams that the table carries, and where to.
+    datagrams: BTreeMap<SocketAddr, SocketAddr>,
     /// Whether packets for 127.0.0.0/8 can be sent to containers.
     local_routes: bool,
 }
@@ -60,6 +64,7 @@ impl Host {
             pools: addresses::default_pools(),
             mtu: None,
             loaded: true,
+            datagrams: BTreeMap::new(),
             local_routes: true,
         }
     }
@@ -67,6 +72,26 @@ impl Host {
     /// What interfaces of ours are labelled with.
     pub(super) fn alias(&self) -> &str {
         &self.alias
+    }
+
+    /// Ends the flows that go another way than these rules, which hold now, say.
+    fn carries(&mut self, rules: &[PortRule]) {
+        let rules = rules.iter().filter(|rule| rule.protocol == Protocol::Udp);
+        let now: BTreeMap<_, _> = rules.map(|rule| (rule.host, rule.container)).collect();
+        let before = std::mem::replace(&mut self.datagrams, now);
+        let ports: BTreeSet<_> = before.keys().chain(self.datagrams.keys()).collect();
+        let changed: Vec<Changed> = ports
+            .into_iter()
+            .map(|host| (*host, self.datagrams.get(host).copied()))
+            .filter(|(host, target)| before.get(host).copied() != *target)
+            .map(|(host, target)| Changed { host, target })
+            .collect();
+        // Without that, clients that never pause are without an answer for longer.
+        match conntrack::forget(&changed) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "ended flows of datagrams"),
+            Err(error) => tracing::warn!(%error, "cannot end flows of datagrams"),
+        }
     }
 
     pub(super) fn mtu_of(&mut self, network: &Network) -> u32 {
@@ -298,6 +323,7 @@ impl State {
                 self.host.firewall.remove().map_err(failed)?;
                 self.host.loaded = false;
             }
+            self.host.carries(&[]);
             return Ok(());
         }
         let ports: Vec<_> = self
@@ -314,7 +340,9 @@ impl State {
         self.host
             .firewall
             .apply(&bridges, &ports, self.host.local_routes)
-            .map_err(failed)
+            .map_err(failed)?;
+        self.host.carries(&ports);
+        Ok(())
     }
 
     /// Removes what a killed daemon left: interfaces of ours that nobody here knows.
