@@ -32,7 +32,6 @@ const WITHOUT_VIRTUAL_SIZE: ApiVersion = ApiVersion(1, 44);
 /// The first API version in which an image without a name has no tags, instead of one that
 /// says `<none>`.
 const WITHOUT_NONE_TAGS: ApiVersion = ApiVersion(1, 43);
-
 /// The routes.
 pub fn router() -> Router<AppState> {
     Router::new()
@@ -269,6 +268,11 @@ fn inspect(detail: &ImageDetail, version: ApiVersion) -> Value {
             config.entry(name).or_insert(empty);
         }
     }
+    // Docker left these two out of API 1.45. Compose 1 asks for the newest version that there
+    // is, and yet hands the volumes of a container that it replaces to the next one by this
+    // list, and fails where there is none.
+    let made_in = document.extra.get("container_config");
+    let made_in = made_in.filter(|found| found.is_object()).unwrap_or(&config);
     let mut out = json!({
         "Id": image.id.to_string(),
         "RepoTags": names(&image.tags),
@@ -276,6 +280,8 @@ fn inspect(detail: &ImageDetail, version: ApiVersion) -> Value {
         "Parent": image.parent.as_ref().map_or_else(String::new, ToString::to_string),
         "Comment": text(&document.comment),
         "Created": document.created,
+        "Container": document.extra.get("container").cloned().unwrap_or(json!("")),
+        "ContainerConfig": made_in,
         "DockerVersion": document.extra.get("docker_version").cloned().unwrap_or(json!("")),
         "Author": text(&document.author),
         "Config": config,
