@@ -42,7 +42,7 @@ pub use mount_points::{
 };
 pub use mounts::HostMount;
 pub use process::{DEFAULT_PATH, ExecInput, command, exec_process};
-pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY};
+pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY, check as check_limits};
 pub use security::SecurityOptions;
 pub use validate::{apply_defaults, check_restart, effective_isolation, validate};
 

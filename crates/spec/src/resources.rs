@@ -29,7 +29,10 @@ const MIN_PERIOD: i64 = 1_000;
 const MAX_PERIOD: i64 = 1_000_000;
 
 /// Refuses limits out of range; the sentences are Docker's.
-pub(crate) fn check(
+///
+/// # Errors
+/// [`Invalid`], for the first that is.
+pub fn check(
     host_config: &HostConfig,
     isolation: IsolationKind,
     facts: &HostFacts,

@@ -581,6 +581,15 @@ impl Actor {
 
     async fn update(&mut self, request: &UpdateRequest) -> ApiResult<()> {
         let host_config = request.apply(&self.record)?;
+        // As at creation, and before anything of it is in force.
+        let checked =
+            bulkhead_spec::check_limits(&host_config, self.record.isolation, &self.shared.facts);
+        checked.map_err(|error| {
+            ApiError::bad_request(format!(
+                "Cannot update container {}: {error}",
+                self.record.id
+            ))
+        })?;
         if let Some(task) = self.alive()
             && let Some(resources) = request.resources(&self.record, &host_config)
         {
