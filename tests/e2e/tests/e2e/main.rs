@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod build;
+mod compose;
 mod daemon_restart;
 mod exec;
 mod failure;
@@ -16,10 +17,13 @@ mod limits;
 mod logs;
 mod looks;
 mod networks;
+mod policies;
+mod ports;
 mod promise;
 mod registry;
 mod run;
 mod shares;
 mod streams;
 mod terminal;
+mod testcontainers;
 mod volumes;

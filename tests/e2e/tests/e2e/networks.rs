@@ -1,8 +1,6 @@
 //! Networks: the default bridge, published ports, networks of one's own, names.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use bulkhead_e2e::{BUSYBOX, Cell, Daemon, case, host, until};
 
@@ -13,14 +11,7 @@ fn server(page: &str) -> String {
 
 /// What a web server says; `None` when there is none.
 fn fetch(address: SocketAddr) -> Option<String> {
-    let limit = Duration::from_secs(5);
-    let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
-    stream.set_read_timeout(Some(limit)).ok()?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    let (_, body) = text.split_once("\r\n\r\n")?;
-    Some(body.trim().to_owned())
+    host::page(address, "/")
 }
 
 #[track_caller]
