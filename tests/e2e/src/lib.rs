@@ -20,13 +20,14 @@ pub mod cell;
 pub mod client;
 pub mod daemon;
 pub mod host;
+pub mod http;
 pub mod images;
 pub mod leaks;
 pub mod programs;
 pub mod registry;
 
 pub use cell::{BUSYBOX, Cell, ClientKind, IsolationKind};
-pub use client::{Output, Running, until};
+pub use client::{Call, Output, Running, until};
 pub use daemon::Daemon;
 
 /// Makes tests of a case: `case!(name, |cell| …)` for both isolations and both clients.

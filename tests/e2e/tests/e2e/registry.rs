@@ -300,3 +300,62 @@ case!(process a_mirror_is_asked_first, |cell| {
     let left = daemon.finish();
     assert!(left.is_empty(), "{left:?}");
 });
+
+/// A program that keeps credentials in a file, and notes what it was asked for.
+const HELPER: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+input=$(cat)
+echo "$1" >> "$here/asked"
+case $1 in
+store) printf %s "$input" > "$here/kept" ;;
+get) [ -e "$here/kept" ] && cat "$here/kept" || { echo "credentials not found in native keychain"; exit 1; } ;;
+list) [ -e "$here/kept" ] && sed 's/.*"ServerURL":"\([^"]*\)".*"Username":"\([^"]*\)".*/{"\1":"\2"}/' "$here/kept" || echo '{}' ;;
+erase) rm -f "$here/kept" ;;
+esac
+"#;
+
+case!(process a_store_of_credentials_serves_builds_too, |cell| {
+    let registry = Registry::with_authentication();
+    let host = registry.address();
+    let directory = registry.directory().join("helper");
+    std::fs::create_dir(&directory).expect("a directory");
+    let program = directory.join("docker-credential-fake");
+    std::fs::write(&program, HELPER).expect("a program");
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("bits");
+    let path = format!(
+        "{}:{}",
+        directory.display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let image = format!("{host}/{}", cell.name("kept"));
+    let call = |line: &str| {
+        cell.line(line)
+            .env("DOCKER_CONFIG", &directory.to_string_lossy())
+            .env("PATH", &path)
+    };
+    let settings = json!({ "credsStore": "fake" }).to_string();
+    std::fs::write(directory.join("config.json"), settings).expect("a configuration");
+    cell.cli(&format!("tag busybox {image}")).ok();
+    call(&format!("login -u {USER} --password-stdin {host}"))
+        .stdin(PASSWORD)
+        .output()
+        .ok()
+        .says("Login Succeeded");
+    call(&format!("push {image}")).output().ok();
+    cell.cli(&format!("rmi {image}")).ok();
+    let built = cell.name("built");
+    let dockerfile = format!("FROM {image}\nLABEL cell={}\n", cell.number());
+    let build = || {
+        call(&format!("build -t {built} -"))
+            .stdin(dockerfile.as_bytes())
+            .output()
+    };
+    build().ok();
+    cell.cli(&format!("rmi {built} {image}")).ok();
+    call(&format!("logout {host}")).output().ok();
+    build().fails().says("no basic auth credentials");
+    let asked = std::fs::read_to_string(directory.join("asked")).expect("what was asked");
+    for action in ["store", "list", "get", "erase"] {
+        assert!(asked.lines().any(|line| line == action), "{asked}");
+    }
+});
