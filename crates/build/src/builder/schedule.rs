@@ -40,7 +40,7 @@ enum State {
     Unneeded,
     Needed,
     Begun,
-    Done(Option<Base>),
+    Done(Option<Box<Base>>),
 }
 
 impl Board {
@@ -146,7 +146,7 @@ impl Schedule {
     pub(super) fn settle(&self, index: usize, outcome: Result<Option<Base>, BuildError>) {
         let mut board = self.board();
         match outcome {
-            Ok(base) => board.stages[index] = State::Done(base),
+            Ok(base) => board.stages[index] = State::Done(base.map(Box::new)),
             Err(error) => {
                 board.failure.get_or_insert(error);
             }
@@ -160,7 +160,7 @@ impl Schedule {
     pub(super) fn result(&self, index: usize) -> Result<Option<Base>, BuildError> {
         let mut board = self.board();
         if let State::Done(base) = &board.stages[index] {
-            return Ok(base.clone());
+            return Ok(base.as_deref().cloned());
         }
         self.need(&mut board, index);
         board.free += 1;
@@ -171,7 +171,7 @@ impl Schedule {
                 // After a failure nothing begins any more, and the count means nothing.
                 board.free = board.free.saturating_sub(1);
                 return match &board.stages[index] {
-                    State::Done(base) if !failed => Ok(base.clone()),
+                    State::Done(base) if !failed => Ok(base.as_deref().cloned()),
                     _ => Err(BuildError::Cancelled),
                 };
             }
@@ -187,7 +187,7 @@ impl Schedule {
             .unwrap_or_else(PoisonError::into_inner);
         match (board.failure.take(), board.stages.pop()) {
             (Some(error), _) => Err(error),
-            (None, Some(State::Done(base))) => Ok(base),
+            (None, Some(State::Done(base))) => Ok(base.map(|base| *base)),
             _ => Err(BuildError::Cancelled),
         }
     }
