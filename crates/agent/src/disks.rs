@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_agent_protocol::LayerExtent;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
@@ -235,12 +235,30 @@ fn mount_overlay(lower: &[PathBuf]) -> Result<(), DiskError> {
 /// # Errors
 /// See [`DiskError`]; what was written is on the disk also then.
 pub fn unmount_root() -> Result<(), DiskError> {
+    // An unmount writes back only what is mounted nowhere else, and a helper that showed files
+    // may be on its way out still, with all of it in a namespace of its own.
+    let written = write_back(SCRATCH);
     let released = release(ROOT).and_then(|()| release(SCRATCH));
     if released.is_err() {
         // Somebody holds a file. The journal makes up for the missing unmount.
         rustix::fs::sync();
     }
-    released
+    released.and(written)
+}
+
+fn write_back(target: &str) -> Result<(), DiskError> {
+    let what = || failed(format!("write back {target}"));
+    let directory = match rustix::fs::open(
+        target,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(directory) => directory,
+        // The setup failed before it was made.
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(what()(error)),
+    };
+    rustix::fs::syncfs(directory).map_err(what())
 }
 
 fn release(target: &str) -> Result<(), DiskError> {

@@ -253,7 +253,12 @@ impl Vm {
     /// That its files cannot be removed.
     pub async fn shut_down(&self) -> Result<()> {
         let orderly = async {
-            if let Ok(mut stream) = self.connection.open().await {
+            let opened = self.connection.open().await;
+            if let Err(error) = &opened {
+                // After an end of its own there is nothing to be said.
+                tracing::debug!(%error, "the guest cannot be told to shut down");
+            }
+            if let Ok(mut stream) = opened {
                 match call(&mut stream, Shutdown).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
