@@ -262,6 +262,8 @@ impl Arguments {
         self.pair("-blockdev", node.to_string());
         self.device(&json!({
             "driver": "virtio-blk-device", "drive": serial, "serial": serial,
+            // A full disk of the host is an error for the guest; QEMU would stop the machine.
+            "werror": "report", "rerror": "report",
         }));
     }
 }

@@ -22,6 +22,10 @@ pub(crate) const INITRAMFS: &str = "/initramfs";
 /// And this one where there is hardware virtualization.
 const DEV_KVM: &str = "/dev/kvm";
 
+/// By this one it finds out whether locks belong to an open file, as they should: those that
+/// belong to a process are lost with any of its descriptors.
+const DEV_NULL: &str = "/dev/null";
+
 /// Where libraries and firmware are. What does not exist is left out.
 const HOST: [&str; 7] = [
     "/lib",
@@ -83,6 +87,9 @@ impl QemuJail {
             root.show_file(Path::new(place), file, false)
                 .map_err(failed(what))?;
         }
+        let null = std::fs::File::open(DEV_NULL).map_err(failed(format!("'{DEV_NULL}'")))?;
+        root.show_file(Path::new(DEV_NULL), &null, true)
+            .map_err(failed(format!("'{DEV_NULL}'")))?;
         let mut identity = engine.identity.clone();
         if let Some(kvm) = &files.kvm {
             let what = || format!("'{DEV_KVM}'");

@@ -197,6 +197,23 @@ async fn the_scratch_disk_keeps_what_was_synced_and_forgets_what_was_discarded()
     guest.worker.kill().await;
 }
 
+/// Each CPU has a thread, and each thread takes some of the limited address space.
+#[tokio::test]
+async fn many_cpus_fit_into_the_workers_limits() {
+    let Some(place) = Place::new() else { return };
+    let mut config = place.config(Vec::new());
+    config.vcpus = 8;
+    let mut guest = Guest::boot(&config).await;
+    assert_eq!(guest.text("nproc").await, "8\n");
+    guest.worker.pause().await.unwrap();
+    guest.worker.resume().await.unwrap();
+    let work = "for i in $(seq 16); do (i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done) & done; \
+                wait; echo done";
+    assert_eq!(guest.text(work).await, "done\n");
+    let exit = guest.worker.kill().await;
+    assert_eq!(exit.reason, ExitReason::Killed, "{exit:?}");
+}
+
 #[tokio::test]
 async fn a_panic_ends_the_machine_and_is_quoted() {
     let Some(place) = Place::new() else { return };

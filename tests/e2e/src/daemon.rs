@@ -39,6 +39,8 @@ pub fn binaries() -> PathBuf {
 pub struct Daemon {
     base: tempfile::TempDir,
     arguments: Vec<String>,
+    /// A command that executes the words after it, and with them the daemon.
+    before: Vec<String>,
     environment: Vec<(String, String)>,
     child: Mutex<Option<Child>>,
     guard: Mutex<Option<Child>>,
@@ -89,18 +91,30 @@ impl Daemon {
     #[track_caller]
     #[must_use]
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::start_on(arguments, environment, None)
+        Self::start_on(&[], arguments, environment, None)
+    }
+
+    /// As [`Daemon::start_with`], executed by a command that changes what it sees.
+    #[track_caller]
+    #[must_use]
+    pub fn start_behind(before: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_on(before, arguments, environment, None)
     }
 
     /// As [`Daemon::start`], with a data root that is a disk of so many MiB.
     #[track_caller]
     #[must_use]
     pub fn start_on_disk(mebibytes: u32) -> Self {
-        Self::start_on(&[], &[], Some(mebibytes))
+        Self::start_on(&[], &[], &[], Some(mebibytes))
     }
 
     #[track_caller]
-    fn start_on(arguments: &[&str], environment: &[(&str, &str)], mebibytes: Option<u32>) -> Self {
+    fn start_on(
+        before: &[&str],
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        mebibytes: Option<u32>,
+    ) -> Self {
         let base = tempfile::Builder::new()
             .prefix("bh-e2e-")
             .disable_cleanup(true)
@@ -109,6 +123,7 @@ impl Daemon {
         let daemon = Self {
             base,
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
+            before: before.iter().map(|&text| text.to_owned()).collect(),
             environment: environment
                 .iter()
                 .map(|&(name, value)| (name.to_owned(), value.to_owned()))
@@ -165,7 +180,15 @@ impl Daemon {
             ]);
             command
         } else {
-            let mut command = Command::new(binaries().join("bulkhead"));
+            let binary = binaries().join("bulkhead");
+            let mut command = match self.before.split_first() {
+                Some((first, rest)) => {
+                    let mut command = Command::new(first);
+                    command.args(rest).arg(binary);
+                    command
+                }
+                None => Command::new(binary),
+            };
             command.arg("daemon");
             let engine = std::env::var("BULKHEAD_E2E_VM_ENGINE");
             if !self.arguments.iter().any(|word| word == "--vm-engine") {
