@@ -69,7 +69,7 @@ enum Purpose {
 
 /// What became of it.
 enum Made {
-    Container(VmContainer),
+    Container(Box<VmContainer>),
     Files(VmFiles),
 }
 
@@ -198,7 +198,7 @@ impl VmIsolation {
                     group,
                     GivenFiles::new(request.injected_files, contents),
                 );
-                Ok(Made::Container(container))
+                Ok(Made::Container(Box::new(container)))
             };
             match made.await {
                 Ok(made) => Ok(made),
@@ -224,7 +224,7 @@ impl VmIsolation {
 impl Isolation for VmIsolation {
     async fn create(&self, request: CreateRequest) -> Result<Arc<dyn Container>> {
         match self.make(request, Purpose::Run).await? {
-            Made::Container(container) => Ok(Arc::new(container)),
+            Made::Container(container) => Ok(Arc::from(container as Box<dyn Container>)),
             Made::Files(_) => Err(IsolationError::new(ErrorKind::Other, "no container")),
         }
     }

@@ -226,7 +226,10 @@ case!(hyperv kvm_is_not_permitted, |cell| {
     strict.finish();
 
     let lenient = cell.on(Daemon::start_behind(&before, &["--vm-engine", "auto"], &[]));
-    lenient.run(&format!("--rm {BUSYBOX} echo emulated")).ok().says("emulated");
+    // In the rig this would be an emulation in an emulation, which takes minutes to start up.
+    if std::env::var_os("BULKHEAD_RIG").is_none() {
+        lenient.run(&format!("--rm {BUSYBOX} echo emulated")).ok().says("emulated");
+    }
     let info = lenient.cli("info").ok();
     info.says("qemu").says("/dev/kvm");
     lenient.finish();
