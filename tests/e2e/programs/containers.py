@@ -45,6 +45,7 @@ with tempfile.TemporaryDirectory() as directory, Network() as network:
         .with_volume_mapping(str(host), "/bind", "ro")
         .with_network(network)
         .with_network_aliases("www")
+        .with_copy_into_container(copied, "/early.txt")
         .waiting_for(LogMessageWaitStrategy("ready to serve").with_startup_timeout(120))
     )
     with web:
@@ -60,6 +61,8 @@ with tempfile.TemporaryDirectory() as directory, Network() as network:
         kernel = web.exec("cat /proc/sys/kernel/random/boot_id").output.decode().strip()
         assert (kernel != own_kernel) == machine, (kernel, own_kernel)
 
+        early = web.exec("cat /early.txt")
+        assert (early.exit_code, early.output) == (0, b"copied\n"), early
         web.copy_into_container(copied, "/www/copied.txt")
         assert page(web, "/copied.txt") == (200, "copied")
         web.exec(["sh", "-c", "echo made > /www/made"])
