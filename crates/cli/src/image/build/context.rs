@@ -249,8 +249,14 @@ mod tests {
                 "sub/deep/c.txt",
             ])
         );
+        // Like docker, which looks into a directory that is left out only if an exception
+        // begins with its name.
         assert_eq!(
             sent("**\n!**/*.txt\n", None, &paths),
+            set(&[".dockerignore", "Dockerfile"])
+        );
+        assert_eq!(
+            sent("**\n!sub/deep/*.txt\n", None, &paths),
             set(&[".dockerignore", "Dockerfile", "sub/deep/c.txt"])
         );
         // The daemon needs both files, whatever is ignored.
