@@ -359,9 +359,11 @@ impl Host {
         self.registry.pull(&request, &Reporter::silent()).await
     }
 
-    /// Files of the store but for its metadata.
+    /// Files of the store but for its metadata and its reserve.
     pub fn files(&self) -> Vec<String> {
-        files(&self.root.path().join("images"))
+        let mut files = files(&self.root.path().join("images"));
+        files.retain(|file| !file.ends_with("/reserve"));
+        files
     }
 
     /// Waits until nothing is left in the store: ends are met in the background.

@@ -735,6 +735,10 @@ impl Actor {
 
     async fn restart_by_policy(&mut self) {
         self.record.restart_count += 1;
+        // Before the payload runs: a daemon that is killed right then must not grant it again.
+        if let Err(error) = self.commit().await {
+            tracing::warn!(id = %self.record.id, %error, "restart not recorded");
+        }
         if let Err(error) = self.launch().await {
             tracing::warn!(id = %self.record.id, %error, "restart");
         }

@@ -220,8 +220,13 @@ async fn find_task(shared: &Arc<Shared>, record: &Record) -> Option<(Arc<Task>, 
     let running = match task.state().await {
         Ok((api::Status::RUNNING, pid)) => Some((pid, false)),
         Ok((api::Status::PAUSED | api::Status::PAUSING, pid)) => Some((pid, true)),
-        // Its exit was recorded and waits for whoever asks.
-        Ok((api::Status::STOPPED, pid)) if record.state.status.is_alive() => Some((pid, false)),
+        // Its exit was recorded and waits for whoever asks. A restart by policy runs, and can
+        // end, before the record says so.
+        Ok((api::Status::STOPPED, pid))
+            if record.state.status.is_alive() || record.state.status == Status::Restarting =>
+        {
+            Some((pid, false))
+        }
         Ok((status, _)) => {
             tracing::info!(id = %record.id, ?status, "task of an unfinished start");
             None
