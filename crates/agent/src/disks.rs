@@ -235,15 +235,13 @@ fn mount_overlay(lower: &[PathBuf]) -> Result<(), DiskError> {
 /// # Errors
 /// See [`DiskError`]; what was written is on the disk also then.
 pub fn unmount_root() -> Result<(), DiskError> {
-    // An unmount writes back only what is mounted nowhere else, and a helper that showed files
-    // may be on its way out still, with all of it in a namespace of its own.
+    let root = release(ROOT);
+    // An unmount writes back only what is mounted nowhere else. A helper that showed files may
+    // be on its way out still, with all of it in a namespace of its own, or somebody may hold
+    // a file; the journal makes up for an unmount that is missing.
     let written = write_back(SCRATCH);
-    let released = release(ROOT).and_then(|()| release(SCRATCH));
-    if released.is_err() {
-        // Somebody holds a file. The journal makes up for the missing unmount.
-        rustix::fs::sync();
-    }
-    released.and(written)
+    let scratch = release(SCRATCH);
+    root.and(written).and(scratch)
 }
 
 fn write_back(target: &str) -> Result<(), DiskError> {

@@ -253,25 +253,26 @@ impl Vm {
     /// That its files cannot be removed.
     pub async fn shut_down(&self) -> Result<()> {
         let orderly = async {
-            let opened = self.connection.open().await;
-            if let Err(error) = &opened {
+            let mut stream = match self.connection.open().await {
+                Ok(stream) => stream,
                 // After an end of its own there is nothing to be said.
-                tracing::debug!(%error, "the guest cannot be told to shut down");
-            }
-            if let Ok(mut stream) = opened {
-                match call(&mut stream, Shutdown).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        let error = clean(&error.message);
-                        tracing::warn!(error, "the guest could not release everything");
-                    }
-                    // It has ended, or will be ended.
-                    Err(error) => tracing::debug!(%error, "no answer to the shutdown"),
+                Err(error) => {
+                    tracing::debug!(%error, "the guest cannot be told to shut down");
+                    return;
                 }
-                // The agent powers off when it sees our end of the stream.
-                let _ = stream.shutdown().await;
-                self.worker.wait().await;
+            };
+            match call(&mut stream, Shutdown).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    let error = clean(&error.message);
+                    tracing::warn!(error, "the guest could not release everything");
+                }
+                // It has ended, or will be ended.
+                Err(error) => tracing::debug!(%error, "no answer to the shutdown"),
             }
+            // The agent powers off when it sees our end of the stream.
+            let _ = stream.shutdown().await;
+            self.worker.wait().await;
         };
         if timeout(self.deadlines.shutdown, orderly).await.is_err() {
             tracing::warn!("the guest did not shut down in time and is killed");

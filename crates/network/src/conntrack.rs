@@ -7,22 +7,19 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{
+    NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NetlinkSerializable, NlasIterator,
+};
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+
+use crate::netlink::Netlink;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8`.
 const SUBSYSTEM: u16 = 1 << 8;
-/// `IPCTNL_MSG_CT_NEW`: what a dump is made of.
-const ENTRY: u16 = SUBSYSTEM;
 /// `IPCTNL_MSG_CT_GET`.
 const GET: u16 = SUBSYSTEM | 1;
 /// `IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = SUBSYSTEM | 2;
-/// `NLMSG_ERROR`, which acknowledges too.
-const ERROR: u16 = 2;
-/// `NLMSG_DONE`.
-const DONE: u16 = 3;
 /// `CTA_TUPLE_ORIG`: the flow as its first datagram had it.
 const ORIGINAL: u16 = 1;
 /// `CTA_TUPLE_REPLY`: as its answers come.
@@ -37,11 +34,8 @@ const FIRST: u16 = 1;
 const TRANSPORT: u16 = 2;
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
-/// `struct nlmsghdr`.
-const HEADER: usize = 16;
 /// `struct nfgenmsg`: the family first.
 const GENERIC: usize = 4;
-const BUFFER: usize = 64 << 10;
 
 /// A port of the host to which datagrams are carried in another way than before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,91 +55,72 @@ pub fn forget(changed: &[Changed]) -> io::Result<usize> {
     if changed.is_empty() {
         return Ok(0);
     }
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddress::new(0, 0))?;
+    let mut netlink = Netlink::for_protocol(NETLINK_NETFILTER)?;
     let mut stale = Vec::new();
-    exchange(
-        &socket,
-        GET,
-        NLM_F_REQUEST | NLM_F_DUMP,
-        &[0; GENERIC],
-        |entry| {
-            stale.extend(deletion(entry, changed));
-        },
-    )?;
-    for body in &stale {
-        match exchange(&socket, DELETE, NLM_F_REQUEST | NLM_F_ACK, body, |_| ()) {
+    let all = Message {
+        kind: GET,
+        body: vec![0; GENERIC],
+    };
+    netlink.dump_each(all, |entry| stale.extend(deletion(&entry.body, changed)))?;
+    let count = stale.len();
+    for body in stale {
+        match netlink.change(Message { kind: DELETE, body }, 0) {
             // It ended by itself.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             done => done?,
         }
     }
-    Ok(stale.len())
+    Ok(count)
 }
 
-/// Sends one request and hands over the entries of its answer.
-fn exchange(
-    socket: &Socket,
+/// A message of this subsystem: its type, and what follows the header.
+#[derive(Debug)]
+struct Message {
     kind: u16,
-    flags: u16,
-    body: &[u8],
-    mut each: impl FnMut(&[u8]),
-) -> io::Result<()> {
-    let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
-    let mut request = Vec::with_capacity(HEADER + body.len());
-    request.extend_from_slice(&length.to_ne_bytes());
-    request.extend_from_slice(&kind.to_ne_bytes());
-    request.extend_from_slice(&flags.to_ne_bytes());
-    // Sequence number and port: one request at a time needs neither.
-    request.extend_from_slice(&[0; 8]);
-    request.extend_from_slice(body);
-    socket.send(&request, 0)?;
-    let mut buffer = Vec::with_capacity(BUFFER);
-    loop {
-        buffer.clear();
-        socket.recv(&mut buffer, 0)?;
-        let mut rest = buffer.as_slice();
-        while let Some((kind, body)) = message(&mut rest) {
-            match kind {
-                ENTRY => each(body),
-                DONE => return Ok(()),
-                ERROR => {
-                    let code = body.first_chunk().copied().map(i32::from_ne_bytes);
-                    return match code {
-                        Some(0) => Ok(()),
-                        Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-                        None => Err(io::ErrorKind::InvalidData.into()),
-                    };
-                }
-                _ => {}
-            }
-        }
+    body: Vec<u8>,
+}
+
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.body.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.body);
     }
 }
 
-/// Takes the first of several messages off: its type and what follows its header.
-fn message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
-    let length = u32::from_ne_bytes(*rest.first_chunk()?);
-    let kind = u16::from_ne_bytes(*rest.get(4..)?.first_chunk()?);
-    let length = usize::try_from(length).ok()?;
-    let body = rest.get(HEADER..length)?;
-    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, body))
+impl NetlinkDeserializable for Message {
+    type Error = std::convert::Infallible;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
+        Ok(Self {
+            kind: header.message_type,
+            body: payload.to_owned(),
+        })
+    }
+}
+
+impl From<Message> for NetlinkPayload<Message> {
+    fn from(message: Message) -> Self {
+        Self::InnerMessage(message)
+    }
 }
 
 /// The attributes of a list: type, value, and the whole as it stood there.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-        // Without `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`.
-        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & 0x3fff;
-        let value = rest.get(4..length)?;
-        let padded = length.next_multiple_of(4).min(rest.len());
-        let (whole, after) = rest.split_at(padded);
-        rest = after;
-        Some((kind, value, whole))
-    })
+fn attributes(list: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
+    NlasIterator::new(list)
+        .map_while(Result::ok)
+        .filter_map(|attribute| {
+            let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
+            let rest = attribute.into_inner();
+            let padded = length.next_multiple_of(4).min(rest.len());
+            Some((kind, rest.get(4..length)?, rest.get(..padded)?))
+        })
 }
 
 fn attribute(list: &[u8], wanted: u16) -> Option<&[u8]> {

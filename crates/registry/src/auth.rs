@@ -102,7 +102,9 @@ impl Credentials {
     }
 }
 
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+/// What clients send in headers: either alphabet, with padding or without.
+#[must_use]
+pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let text = text.trim();
     URL_SAFE
         .decode(text)

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use bulkhead_image::ImageStore;
 
-pub use auth::Credentials;
+pub use auth::{Credentials, decode_base64};
 pub use error::{ErrorKind, Refusal, RegistryError, Result};
 pub use fetch::FetchedFile;
 pub use login::Login;

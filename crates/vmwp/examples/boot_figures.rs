@@ -136,12 +136,7 @@ fn private_kib() -> Result<u64, Failure> {
         let first = words.next().unwrap_or_default();
         if !first.ends_with(':') {
             is_guest = line.contains("memfd:guest-memory");
-        } else if matches!(
-            first,
-            "Private_Dirty:" | "Private_Clean:" | "Private_Hugetlb:"
-        ) && !is_guest
-            && first != "Private_Clean:"
-        {
+        } else if matches!(first, "Private_Dirty:" | "Private_Hugetlb:") && !is_guest {
             sum += words.next().unwrap_or_default().parse::<u64>()?;
         }
     }

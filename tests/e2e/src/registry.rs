@@ -204,6 +204,26 @@ impl Registry {
         self.manifest(repository, tag, MANIFEST, &manifest)
     }
 
+    /// Puts an image of these layers, compressed, under the tag `1`, whose containers run
+    /// `cat /mark`; its name.
+    #[track_caller]
+    pub fn marked_image(&self, repository: &str, layers: &[Vec<u8>]) -> String {
+        let ids: Vec<String> = layers
+            .iter()
+            .map(|tar| format!("sha256:{}", sha256(tar)))
+            .collect();
+        let config = json!({
+            "os": "linux", "architecture": "amd64", "config": { "Cmd": ["cat", "/mark"] },
+            "rootfs": { "type": "layers", "diff_ids": ids },
+        });
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|tar| (tar.clone(), Compression::Gzip))
+            .collect();
+        self.image(repository, "1", &config, &layers);
+        format!("{}/{repository}:1", self.address())
+    }
+
     /// Runs skopeo; its standard output.
     #[track_caller]
     pub fn skopeo(arguments: &[&str]) -> String {

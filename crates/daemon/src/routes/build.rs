@@ -12,7 +12,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Json, Router};
-use base64::Engine as _;
 use bulkhead_build::dockerfile::MAX_DOCKERFILE_BYTES;
 use bulkhead_build::ignore::IgnoreFile;
 use bulkhead_build::tree::{ContextError, ContextLimits, ContextTree, Mtime};
@@ -108,10 +107,7 @@ impl Request {
         let credentials = headers
             .get("x-registry-config")
             .and_then(|value| value.to_str().ok())
-            .and_then(|text| {
-                let engine = base64::engine::general_purpose::URL_SAFE;
-                engine.decode(text.trim_end()).ok()
-            })
+            .and_then(|text| bulkhead_registry::decode_base64(text.trim_end()))
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
         Ok(Self {

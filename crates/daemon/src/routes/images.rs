@@ -32,6 +32,7 @@ const WITHOUT_VIRTUAL_SIZE: ApiVersion = ApiVersion(1, 44);
 /// The first API version in which an image without a name has no tags, instead of one that
 /// says `<none>`.
 const WITHOUT_NONE_TAGS: ApiVersion = ApiVersion(1, 43);
+
 /// The routes.
 pub fn router() -> Router<AppState> {
     Router::new()

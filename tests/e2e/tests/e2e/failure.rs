@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bulkhead_e2e::client::Running;
 use bulkhead_e2e::daemon::{Daemon, binaries};
 use bulkhead_e2e::{BUSYBOX, Cell, case, host, leaks, until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,8 +16,8 @@ fn kill(pid: u32) {
     kill_process(pid, Signal::KILL).expect("kill");
 }
 
-/// A container whose client, logs and wait are all watching.
-fn ends(cell: &Cell, line: &str, breaks: impl FnOnce(&str)) {
+/// A container that has said that it is ready: its client, and its ID.
+fn ready(cell: &Cell, line: &str) -> (Running, String) {
     let name = cell.name("c");
     let mut client = cell.running(&format!("--name {name} {line}")).start();
     client.expect("ready");
@@ -24,6 +25,12 @@ fn ends(cell: &Cell, line: &str, breaks: impl FnOnce(&str)) {
         .as_str()
         .expect("an ID")
         .to_owned();
+    (client, id)
+}
+
+/// A container whose client, logs and wait are all watching.
+fn ends(cell: &Cell, line: &str, breaks: impl FnOnce(&str)) {
+    let (client, id) = ready(cell, line);
     let waiting = cell.line(&format!("wait {id}")).start();
     let logs = cell.line(&format!("logs -f {id}")).start();
     breaks(&id);
@@ -64,17 +71,11 @@ case!(hyperv the_machine_is_killed, |cell| {
 /// A guest that ends its machine by this script; the words of the container's state.
 fn breaks_itself(cell: &Cell, script: &str) -> String {
     let line = format!("--privileged -i {BUSYBOX} sh -c 'echo ready; {script}; sleep 600'");
-    let name = cell.name("c");
-    let mut client = cell.running(&format!("--name {name} {line}")).start();
-    client.expect("ready");
-    let id = cell.inspect(&name)["Id"]
-        .as_str()
-        .expect("an ID")
-        .to_owned();
+    let (client, id) = ready(cell, &line);
     assert_eq!(client.finish().code, 137);
     cell.until_state(&id, "exited");
     assert!(host::workers(&id).is_empty());
-    let state = cell.inspect(&name)["State"].clone();
+    let state = cell.inspect(&id)["State"].clone();
     assert_eq!(
         (&state["ExitCode"], &state["OOMKilled"]),
         (&137.into(), &false.into()),

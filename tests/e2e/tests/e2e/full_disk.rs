@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use bulkhead_e2e::images::{Compression, Meta, Tar, busybox_tar, docker_archive, sha256};
+use bulkhead_e2e::images::{Meta, Tar, busybox_tar, docker_archive};
 use bulkhead_e2e::registry::Registry;
 use bulkhead_e2e::{BUSYBOX, Cell, Daemon, Output, case};
-use serde_json::json;
 
 const DISK: u32 = 40;
 
@@ -40,39 +39,20 @@ fn files(cell: &Cell) -> BTreeSet<PathBuf> {
     files
 }
 
-fn publish(registry: &Registry, repository: &str, layers: Vec<Vec<u8>>) -> String {
-    let ids: Vec<String> = layers
-        .iter()
-        .map(|tar| format!("sha256:{}", sha256(tar)))
-        .collect();
-    let config = json!({
-        "os": "linux", "architecture": "amd64", "config": { "Cmd": ["cat", "/mark"] },
-        "rootfs": { "type": "layers", "diff_ids": ids },
-    });
-    let layers: Vec<_> = layers
-        .into_iter()
-        .map(|tar| (tar, Compression::Gzip))
-        .collect();
-    registry.image(repository, "1", &config, &layers);
-    format!("{}/{repository}:1", registry.address())
-}
-
 case!(ours process what_does_not_fit_changes_nothing, |cell| {
     let registry = Registry::start();
     let big = noise(30);
-    let too_big = publish(
-        &registry,
+    let too_big = registry.marked_image(
         "big",
-        vec![
+        &[
             busybox_tar().to_vec(),
             layer("mark", b"big"),
             layer("noise", &big),
         ],
     );
-    let small = publish(
-        &registry,
+    let small = registry.marked_image(
         "small",
-        vec![busybox_tar().to_vec(), layer("mark", b"small")],
+        &[busybox_tar().to_vec(), layer("mark", b"small")],
     );
     let archive = registry.directory().join("big.tar");
     let loaded = docker_archive("loaded:1", &[busybox_tar().to_vec(), layer("noise", &big)], &["sh"]);

@@ -67,19 +67,10 @@ impl Sources {
                 layer("mark", mark.as_bytes()),
                 noise[own + 1].clone(),
             ];
-            let ids: Vec<String> = layers
-                .iter()
-                .map(|tar| format!("sha256:{}", sha256(tar)))
-                .collect();
-            let config = json!({
-                "os": "linux", "architecture": "amd64", "config": { "Cmd": ["cat", "/mark"] },
-                "rootfs": { "type": "layers", "diff_ids": ids },
-            });
             for tar in &layers {
                 blobs.push((sha256(&Compression::Gzip.apply(tar)), sha256(tar)));
             }
-            let layers = layers.map(|tar| (tar, Compression::Gzip));
-            registry.image(&mark, "1", &config, &layers);
+            registry.marked_image(&mark, &layers);
             let mark = format!("loaded{number}:1");
             let layers = [
                 busybox_tar().to_vec(),

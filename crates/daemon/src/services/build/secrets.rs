@@ -8,7 +8,6 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use axum::http::HeaderMap;
-use base64::Engine as _;
 use bulkhead_build::{SecretFile, SecretRequest, Secrets};
 
 use crate::error::{ApiError, ApiResult};
@@ -28,16 +27,13 @@ pub fn from_headers(headers: &HeaderMap) -> ApiResult<Secrets> {
         return Ok(Secrets::default());
     };
     let refuse = || ApiError::bad_request(format!("invalid header {HEADER}"));
-    let any = base64::engine::GeneralPurposeConfig::new()
-        .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent);
-    let url = base64::engine::GeneralPurpose::new(&base64::alphabet::URL_SAFE, any);
-    let standard = base64::engine::GeneralPurpose::new(&base64::alphabet::STANDARD, any);
-    let json = url.decode(value.as_bytes()).map_err(|_| refuse())?;
+    let decode = |text: &str| bulkhead_registry::decode_base64(text).ok_or_else(refuse);
+    let json = decode(value.to_str().map_err(|_| refuse())?)?;
     let texts: BTreeMap<String, String> = serde_json::from_slice(&json).map_err(|_| refuse())?;
     let mut secrets = BTreeMap::new();
     let mut bytes = 0;
     for (id, text) in texts {
-        let secret = standard.decode(text).map_err(|_| refuse())?;
+        let secret = decode(&text)?;
         bytes += secret.len();
         if id.is_empty() {
             return Err(ApiError::bad_request("a secret has no id"));
@@ -80,6 +76,8 @@ pub(super) fn place(exec_root: &Path, request: &SecretRequest<'_>) -> io::Result
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+
     use super::*;
 
     fn parse(header: &str) -> ApiResult<Secrets> {
