@@ -59,9 +59,17 @@ fn stat_header(stat: &PathStat) -> ApiResult<(HeaderName, HeaderValue)> {
     Ok((STAT, value))
 }
 
-fn archive(stream: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Response {
+/// Answers with an archive once there is something of it: what fails at once, as where the
+/// payload has just moved a file away, is an error of its own and not an answer that breaks off.
+async fn archive(
+    stream: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+) -> ApiResult<Response> {
+    let mut stream = Box::pin(stream);
+    let first = stream.next().await.transpose();
+    let first = first.map_err(|error| ApiError::internal("read the container's files", &error))?;
+    let whole = futures::stream::iter(first.map(Ok)).chain(stream);
     let kind = HeaderValue::from_static("application/x-tar");
-    ([(header::CONTENT_TYPE, kind)], Body::from_stream(stream)).into_response()
+    Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(whole)).into_response())
 }
 
 async fn stat(
@@ -81,7 +89,7 @@ async fn read(
 ) -> ApiResult<Response> {
     let container = state.containers.find(&id)?;
     let (stat, stream) = container.read_archive(path(&params)?).await?;
-    let mut response = archive(stream.into_stream());
+    let mut response = archive(stream.into_stream()).await?;
     let (name, value) = stat_header(&stat)?;
     response.headers_mut().insert(name, value);
     Ok(response)
@@ -200,7 +208,7 @@ async fn changes(State(state): State<AppState>, Path(id): Path<String>) -> ApiRe
 
 async fn export(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<Response> {
     let stream = state.containers.find(&id)?.export().await?;
-    Ok(archive(stream.into_stream()))
+    archive(stream.into_stream()).await
 }
 
 async fn commit(
