@@ -58,7 +58,7 @@ impl Registry {
             let mut config = format!(
                 "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
                  storage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n\
-                 http: {{addr: '127.0.0.1:{port}'}}\n"
+                 http: {{addr: '127.0.0.1:{port}', headers: {{X-Directory: ['{root}']}}}}\n"
             );
             if authentication {
                 let file = directory.path().join("htpasswd");
@@ -83,7 +83,7 @@ impl Registry {
                 if child.try_wait().expect("wait").is_some() {
                     return Some(false);
                 }
-                TcpStream::connect(("127.0.0.1", port)).ok().map(|_| true)
+                serves(port, &root.to_string()).then_some(true)
             });
             if up {
                 return Self {
@@ -248,4 +248,20 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether it is the registry of this directory that answers there. A connection alone says
+/// nothing: one to a port that nobody listens at can get that very port for its other end.
+fn serves(port: u16, directory: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return false;
+    };
+    let mut answer = Vec::new();
+    let limit = Some(Duration::from_secs(1));
+    let asked = stream
+        .set_read_timeout(limit)
+        .and_then(|()| stream.write_all(b"GET /v2/ HTTP/1.0\r\n\r\n"));
+    // What came until then counts.
+    let _ = asked.and_then(|()| stream.read_to_end(&mut answer).map(drop));
+    String::from_utf8_lossy(&answer).contains(directory)
 }
