@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use tokio_util::sync::PollSender;
 
 /// Most streams that [`Connection::open`] has open at once; further ones wait. A process
 /// needs four.
@@ -22,7 +23,8 @@ pub const MAX_STREAMS: usize = 768;
 /// only when it comes round to it.
 const MULTIPLEXER_STREAMS: usize = 1024;
 
-/// Streams that the other side has opened and nobody has accepted yet.
+/// Streams that the other side has opened and nobody has accepted yet. The transport is not
+/// read while there are so many.
 const BACKLOG: usize = 64;
 
 /// Which side we are.
@@ -92,7 +94,7 @@ impl Connection {
         let (open, requests) = mpsc::channel(BACKLOG);
         let (accepted, streams) = mpsc::channel(BACKLOG);
         let (ended_sender, ended) = watch::channel(None);
-        let accepted = (role == Role::Guest).then_some(accepted);
+        let accepted = (role == Role::Guest).then(|| PollSender::new(accepted));
         tokio::spawn(async move {
             let lost = drive(multiplexer, requests, accepted).await;
             tracing::debug!(%lost, "driver ends");
@@ -143,7 +145,7 @@ const WINDOW: usize = 256 << 10;
 async fn drive<T>(
     mut multiplexer: yamux::Connection<Compat<T>>,
     mut requests: mpsc::Receiver<oneshot::Sender<yamux::Stream>>,
-    accepted: Option<mpsc::Sender<Stream>>,
+    mut accepted: Option<PollSender<Stream>>,
 ) -> ConnectionLost
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -151,13 +153,19 @@ where
     let mut opening: Option<oneshot::Sender<yamux::Stream>> = None;
     let over = std::future::poll_fn(|cx| {
         loop {
+            // Whoever accepts has to come round before more is read: a burst of streams is
+            // served late, none of it is turned away. Nobody there at all is seen below.
+            if let Some(accepted) = &mut accepted
+                && accepted.poll_reserve(cx).is_pending()
+            {
+                return Poll::Pending;
+            }
             // Reads, writes, and yields the streams that the other side opens.
             match multiplexer.poll_next_inbound(cx) {
                 Poll::Ready(Some(Ok(stream))) => {
-                    // Dropping the stream resets it: nobody here serves that side, or it
-                    // opens faster than its requests are taken up.
-                    match &accepted {
-                        Some(accepted) => drop(accepted.try_send(Stream::new(stream, None))),
+                    // Dropping the stream resets it: nobody here serves that side.
+                    match &mut accepted {
+                        Some(accepted) => drop(accepted.send_item(Stream::new(stream, None))),
                         None => drop(stream),
                     }
                     continue;
@@ -354,6 +362,32 @@ mod tests {
             drop(guest);
             host.ended().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_streams_is_served_late_but_whole() {
+        let (host, _guest, mut incoming) = pair();
+        let mut streams = Vec::new();
+        for _ in 0..4 * BACKLOG {
+            let mut stream = host.open().await.unwrap();
+            stream.write_all(b"x").await.unwrap();
+            streams.push(stream);
+        }
+        // The guest's driver has its turn before anybody accepts.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let server = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Some(mut stream) = incoming.accept().await {
+                stream.write_all(b"a").await.unwrap();
+                held.push(stream);
+            }
+        });
+        for stream in &mut streams {
+            assert_eq!(stream.read_u8().await.unwrap(), b'a');
+        }
+        server.abort();
     }
 
     #[tokio::test]
