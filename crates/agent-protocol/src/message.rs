@@ -118,6 +118,8 @@ pub struct Setup {
     pub entropy: Vec<u8>,
     /// Its network cards.
     pub nics: Vec<Nic>,
+    /// The memory that it starts with, bytes: the machine's without the balloon.
+    pub memory: u64,
 }
 
 /// A layer blob on the layers disk.
@@ -334,6 +336,7 @@ mod tests {
                 nanoseconds: 999_999_999,
                 entropy: vec![0, 255],
                 nics: Vec::new(),
+                memory: 1 << 30,
             }
             .into(),
         ];

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use bulkhead_agent_protocol::{ReadinessTimes, Setup, SetupReply};
 use bulkhead_isolation::{ErrorKind, IsolationError, Result, Rootfs};
@@ -95,6 +96,7 @@ impl Ground {
             })?;
             // Set once: a machine is set up once.
             let _ = self.layers.set(setup.layers.len());
+            settle(setup.memory);
         }
         times.mounted = clock::uptime_millis();
         Ok(SetupReply {
@@ -102,9 +104,7 @@ impl Ground {
                 .release()
                 .to_string_lossy()
                 .into_owned(),
-            memory: rustix::system::sysinfo()
-                .totalram
-                .saturating_mul(u64::from(rustix::system::sysinfo().mem_unit)),
+            memory: memory(),
             times,
         })
     }
@@ -120,4 +120,39 @@ impl Ground {
         disks::unmount_root()
             .map_err(|error| IsolationError::new(ErrorKind::Other, error.to_string()))
     }
+}
+
+/// Memory that the kernel manages, bytes.
+fn memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+/// Waits until the kernel has given up what is not the machine's at its start, so that what
+/// the payload finds is its size. The limit does not hang on it.
+fn settle(size: u64) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const STEP: Duration = Duration::from_millis(2);
+    let driver = std::fs::read_dir("/sys/bus/virtio/drivers/virtio_balloon");
+    let bound = driver.is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| is_device(&entry.file_name())))
+    });
+    if !bound {
+        tracing::warn!("this kernel drives no balloon: the machine is larger than it should be");
+        return;
+    }
+    let start = Instant::now();
+    while memory() > size {
+        if start.elapsed() > PATIENCE {
+            tracing::warn!(size, now = memory(), "the balloon is slow");
+            return;
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+/// `virtio0` and so on, in a driver's directory.
+fn is_device(name: &std::ffi::OsStr) -> bool {
+    let number = name.to_str().and_then(|name| name.strip_prefix("virtio"));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }

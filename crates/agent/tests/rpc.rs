@@ -83,6 +83,7 @@ impl Agent {
             nanoseconds: 0,
             entropy: Vec::new(),
             nics: Vec::new(),
+            memory: 1 << 30,
         };
         self.call(setup).await.unwrap();
     }

@@ -34,10 +34,6 @@ pub(crate) struct Parts<'a> {
 pub(crate) struct Devices {
     on_bus: Vec<Arc<MmioDevice>>,
     serving: Arc<DeviceLoop>,
-    #[expect(
-        dead_code,
-        reason = "nobody asks for memory yet; the guest reports free pages"
-    )]
     balloon: BalloonHandle,
 }
 
@@ -66,6 +62,8 @@ impl Devices {
             builder.add(Box::new(net))?;
         }
         let (balloon, handle) = Balloon::new();
+        // The driver finds it there when it starts.
+        handle.set_target(parts.config.balloon_bytes);
         builder.add(Box::new(balloon))?;
         let serving = DeviceLoop::new(builder.on_bus.clone()).map_err(|error| BootError::Io {
             context: "cannot watch devices".to_owned(),
@@ -81,6 +79,15 @@ impl Devices {
     /// In the order of their addresses.
     pub(crate) fn on_bus(&self) -> Vec<Arc<MmioDevice>> {
         self.on_bus.clone()
+    }
+
+    /// Has the guest give up so much memory, bytes.
+    pub(crate) fn inflate(&self, bytes: u64) {
+        self.balloon.set_target(bytes);
+        // It was added last.
+        if let Some(balloon) = self.on_bus.last() {
+            balloon.notify_configuration();
+        }
     }
 
     /// The loop that serves them, for a thread to run.

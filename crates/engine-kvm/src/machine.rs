@@ -443,6 +443,14 @@ impl Machine for KvmMachine {
         Ok(())
     }
 
+    async fn balloon(&self, bytes: u64) -> Result<(), MachineError> {
+        if self.has_ended() {
+            return Err(MachineError::Ended);
+        }
+        lock(&self.crew).devices.inflate(bytes);
+        Ok(())
+    }
+
     fn kill(&self) {
         self.ending.end(Cause::Killed);
     }

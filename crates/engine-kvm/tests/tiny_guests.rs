@@ -91,6 +91,7 @@ impl Place {
             initramfs: self.path("initramfs"),
             cmdline_extra: Vec::new(),
             memory_bytes: 96 << 20,
+            balloon_bytes: 0,
             vcpus,
             placement: bulkhead_machine::Placement::default(),
             disks: Vec::new(),

@@ -196,6 +196,7 @@ pub(crate) fn arguments(
         json!({"qom-type": "rng-builtin", "id": "entropy"}).to_string(),
     );
     out.device(&json!({"driver": "virtio-rng-device", "rng": "entropy"}));
+    out.device(&json!({"driver": "virtio-balloon-device"}));
     for (disk, descriptors) in config.disks.iter().zip(disks) {
         out.disk(disk.serial(), descriptors);
     }
@@ -283,6 +284,7 @@ mod tests {
             initramfs: "/i".into(),
             cmdline_extra: vec!["x=y".to_owned()],
             memory_bytes: (128 << 20) + 1,
+            balloon_bytes: 0,
             vcpus: 2,
             placement: bulkhead_machine::Placement::default(),
             disks: vec![

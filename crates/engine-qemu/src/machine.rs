@@ -74,6 +74,8 @@ pub(crate) fn prepare(
         child,
         monitor,
         words,
+        memory: command::memory(config),
+        balloon: config.balloon_bytes,
     })
 }
 
@@ -82,6 +84,10 @@ pub(crate) struct PreparedQemu {
     child: Child,
     monitor: UnixStream,
     words: UnixStream,
+    /// Bytes.
+    memory: u64,
+    /// What the guest is to give up of it.
+    balloon: u64,
 }
 
 #[async_trait]
@@ -96,6 +102,8 @@ async fn boot(prepared: PreparedQemu) -> Result<QemuMachine, BootError> {
         mut child,
         monitor,
         words,
+        memory,
+        balloon,
     } = prepared;
     filter::worker()
         .and_then(|filter| filter.set())
@@ -160,16 +168,28 @@ async fn boot(prepared: PreparedQemu) -> Result<QemuMachine, BootError> {
             )));
         }
     });
-    Ok(QemuMachine {
+    let machine = QemuMachine {
         client,
+        memory,
         killed,
         exit,
-    })
+    };
+    if balloon > 0 {
+        // The driver finds it there when it starts.
+        let inflated = machine.balloon(balloon).await;
+        inflated.map_err(|error| BootError::Refused {
+            engine: ENGINE,
+            message: error.to_string(),
+        })?;
+    }
+    Ok(machine)
 }
 
 /// A running QEMU.
 pub(crate) struct QemuMachine {
     client: Client,
+    /// Bytes.
+    memory: u64,
     killed: Arc<Killed>,
     exit: watch::Receiver<Option<MachineExit>>,
 }
@@ -188,6 +208,14 @@ impl Machine for QemuMachine {
 
     async fn resume(&self) -> Result<(), MachineError> {
         self.client.execute("cont").await.map(drop)
+    }
+
+    async fn balloon(&self, bytes: u64) -> Result<(), MachineError> {
+        // QEMU is told what is left.
+        let value = self.memory.saturating_sub(bytes);
+        let arguments = serde_json::json!({ "value": value });
+        let done = self.client.execute_with("balloon", &arguments).await;
+        done.map(drop)
     }
 
     fn kill(&self) {

@@ -99,6 +99,15 @@ pub(crate) async fn connect(socket: UnixStream) -> io::Result<(Client, Listener)
 impl Client {
     /// Has a command without arguments carried out.
     pub(crate) async fn execute(&self, command: &str) -> Result<Value, MachineError> {
+        self.execute_with(command, &json!({})).await
+    }
+
+    /// Has a command with these arguments carried out.
+    pub(crate) async fn execute_with(
+        &self,
+        command: &str,
+        arguments: &Value,
+    ) -> Result<Value, MachineError> {
         let (sender, answer) = oneshot::channel();
         let id = {
             let mut waiting = lock(&self.waiting);
@@ -110,7 +119,7 @@ impl Client {
             waiting.answers.insert(id, sender);
             id
         };
-        let mut line = json!({"execute": command, "id": id}).to_string();
+        let mut line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
         line.push('\n');
         self.writer
             .lock()

@@ -14,11 +14,12 @@ use crate::{
 
 /// The modules that a guest needs, the most urgent first: what the disks and the port to the
 /// host hang on, then what only mounting needs.
-const WANTED: [&str; 6] = [
+const WANTED: [&str; 7] = [
     "virtio_mmio",
     "virtio_blk",
     "virtio_rng",
     "virtio_net",
+    "virtio_balloon",
     "erofs",
     "overlay",
 ];

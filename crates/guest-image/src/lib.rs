@@ -27,7 +27,7 @@ pub use modules::{Module, ModuleError, collect as collect_modules};
 pub use package::{PackageError, download as download_package, find_deb, unpack as unpack_package};
 
 /// Raised when the same inputs give different files than before.
-const FORMAT: u32 = 10;
+const FORMAT: u32 = 11;
 
 /// The files of a guest directory.
 pub mod files {

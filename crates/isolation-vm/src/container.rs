@@ -7,8 +7,7 @@ use bulkhead_agent_protocol::{
     Exec, KillAll, Network, Pause, Processes, Resume, Update, WriteFiles,
 };
 use bulkhead_isolation::{
-    Container, ContainerFiles, ErrorKind, IsolationError, Process, ProcessInfo, Resources, Result,
-    Stats,
+    Container, ContainerFiles, Process, ProcessInfo, Resources, Result, Stats,
 };
 
 use tokio::sync::Mutex;
@@ -27,6 +26,8 @@ pub struct VmContainer {
     vm: Arc<Vm>,
     init: Arc<VmProcess>,
     size: Size,
+    /// The limit of the payload's memory, bytes.
+    payload: Mutex<u64>,
     files: Arc<VmFiles>,
     group: MachineGroup,
     outside: Mutex<Outside>,
@@ -57,6 +58,7 @@ impl VmContainer {
         Self {
             vm,
             init,
+            payload: Mutex::new(size.payload),
             size,
             files,
             group,
@@ -126,12 +128,28 @@ impl Container for VmContainer {
             Some(list) => sizing::host_cpu_list(list)?,
             None => None,
         };
-        let resources = updatable(resources, &self.size)?;
+        let memory = resources.memory.map(|asked| self.size.limit(asked));
+        let memory = memory.transpose()?;
+        let resources = updatable(resources, memory);
         if let Some(cpus) = host_cpus {
             self.vm.pin(&cpus)?;
         }
         let host = resources.clone();
-        self.vm.call(Update { resources }).await?;
+        // One change at a time: the balloon and the limit belong together.
+        let mut payload = self.payload.lock().await;
+        let wanted = memory.unwrap_or(*payload);
+        if wanted > *payload {
+            self.vm.balloon(self.size.balloon(wanted)).await?;
+        }
+        let updated = self.vm.call(Update { resources }).await;
+        if updated.is_ok() {
+            *payload = wanted;
+        }
+        if memory.is_some() {
+            // Smaller now, or as before when the guest refused.
+            self.vm.balloon(self.size.balloon(*payload)).await?;
+        }
+        updated?;
         self.group.limit(&host);
         Ok(())
     }
@@ -159,50 +177,14 @@ impl Container for VmContainer {
     }
 }
 
-/// The new limits as they can hold in this machine.
-fn updatable(mut resources: Resources, size: &Size) -> Result<Resources> {
-    let invalid = |message: String| Err(IsolationError::new(ErrorKind::InvalidArgument, message));
-    if let Some(memory) = resources.memory {
-        let within = u64::try_from(memory).is_ok_and(|memory| memory <= size.payload);
-        if !within {
-            return invalid(format!(
-                "the VM was made for {} MiB, so its memory limit can be lowered and not raised: \
-                 create the container with a higher one",
-                size.payload >> 20
-            ));
-        }
-    }
-    // A guest has no swap, and CPUs and memory of its own.
-    resources.memory_swap = None;
-    resources.cpuset_cpus = None;
-    resources.cpuset_mems = None;
-    Ok(resources)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZE: Size = Size {
-        payload: 64 << 20,
-        memory: 128 << 20,
-        vcpus: 1,
-        host_cpus: None,
-    };
-
-    #[test]
-    fn memory_is_lowered_and_not_raised() {
-        let with = |memory| Resources {
-            memory: Some(memory),
-            memory_swap: Some(-1),
-            ..Resources::default()
-        };
-        let lower = updatable(with(32 << 20), &SIZE).unwrap();
-        assert_eq!(lower.memory, Some(32 << 20));
-        assert_eq!(lower.memory_swap, None);
-        for memory in [65 << 20, -1] {
-            let error = updatable(with(memory), &SIZE).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::InvalidArgument);
-        }
+/// The new limits as they can hold in the machine.
+fn updatable(resources: Resources, memory: Option<u64>) -> Resources {
+    Resources {
+        memory: memory.and_then(|memory| i64::try_from(memory).ok()),
+        // A guest has no swap, and CPUs and memory of its own.
+        memory_swap: None,
+        cpuset_cpus: None,
+        cpuset_mems: None,
+        ..resources
     }
 }

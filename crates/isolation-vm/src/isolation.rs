@@ -20,7 +20,7 @@ use crate::network::{RESOLVER, VmNetwork};
 use crate::process::VmProcess;
 use crate::scratch::ScratchDisk;
 use crate::shares::SharePlan;
-use crate::sizing::{self, Size};
+use crate::sizing::{self, Host, Size};
 use crate::vm::{Deadlines, Vm, remove_directory};
 use crate::{adapt, group, sweep, trial, worker_path};
 
@@ -121,6 +121,13 @@ impl VmIsolation {
                 return Err(error.into());
             }
         };
+        let spare = plan.size.balloon(plan.size.payload);
+        let start = plan.size.memory - spare;
+        let (memory_bytes, balloon_bytes) = match purpose {
+            Purpose::Run => (plan.size.memory, spare),
+            // Nobody enlarges it.
+            Purpose::Files => (start, 0),
+        };
         let group = MachineGroup::make(&spec, &request.id, &runtime_dir);
         let config = MachineConfig {
             id: request.id.clone(),
@@ -135,7 +142,8 @@ impl VmIsolation {
             } else {
                 Vec::new()
             },
-            memory_bytes: plan.size.memory,
+            memory_bytes,
+            balloon_bytes,
             vcpus: plan.size.vcpus,
             placement: Placement {
                 host_cpus: plan.size.host_cpus.clone(),
@@ -166,7 +174,7 @@ impl VmIsolation {
             let made = async {
                 // From here on the interfaces are the guest's.
                 let nics = network.refresh().await?;
-                let setup = setup(plan.extents(), hostname, nics)?;
+                let setup = setup(plan.extents(), hostname, nics, start)?;
                 let setup = vm.call(setup).await?;
                 tracing::debug!(?setup, "the guest is set up");
                 let connected = shares.connect(&vm).await;
@@ -254,11 +262,7 @@ struct Plan {
 
 impl Plan {
     fn new(request: &CreateRequest, spec: &oci_spec::runtime::Spec) -> Result<Self> {
-        let host_cpus = std::thread::available_parallelism()
-            .ok()
-            .and_then(|cpus| u32::try_from(cpus.get()).ok())
-            .unwrap_or(1);
-        let size = sizing::size(spec, &request.vm, host_cpus)?;
+        let size = sizing::size(spec, &request.vm, Host::here())?;
         let Rootfs::Layers { layers, writable } = &request.rootfs else {
             return Err(IsolationError::new(
                 ErrorKind::Unsupported,
@@ -328,7 +332,7 @@ fn hostname(spec: &oci_spec::runtime::Spec, id: &str) -> String {
 }
 
 /// The first request: what only the host knows.
-fn setup(layers: Vec<LayerExtent>, hostname: String, nics: Vec<Nic>) -> Result<Setup> {
+fn setup(layers: Vec<LayerExtent>, hostname: String, nics: Vec<Nic>, memory: u64) -> Result<Setup> {
     use std::io::Read;
     let mut entropy = vec![0; 64];
     std::fs::File::open("/dev/urandom")
@@ -343,6 +347,7 @@ fn setup(layers: Vec<LayerExtent>, hostname: String, nics: Vec<Nic>) -> Result<S
         nanoseconds: u32::try_from(now.subsec_nanosecond()).unwrap_or(0),
         entropy,
         nics,
+        memory,
     })
 }
 

@@ -29,6 +29,14 @@ const MIN_PAYLOAD: u64 = 16 * MIB;
 /// The most that an engine is asked for; beyond it a mistake is likelier than a machine.
 const MAX_PAYLOAD: u64 = 8 << 40;
 
+/// The least that every machine can be enlarged to, and by how much a larger one.
+///
+/// All of it is there when the kernel starts, which makes a page descriptor for each page, a
+/// 64th, and the balloon then takes out what is not asked for yet: 0.3 s of a CPU a GiB where
+/// CPUs are emulated (docs/adr/0043-memory-of-a-running-vm.md).
+const LEAST_MAXIMUM: u64 = 1 << 30;
+const GROWTH: u64 = 2;
+
 /// What a machine takes beyond its payload's memory, bytes.
 pub fn overhead(payload: u64) -> u64 {
     FIXED_OVERHEAD + payload / PROPORTIONAL_OVERHEAD
@@ -37,9 +45,11 @@ pub fn overhead(payload: u64) -> u64 {
 /// A machine's size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Size {
-    /// The limit of the payload's group in the guest, bytes.
+    /// The limit of the payload's group in the guest at its start, bytes.
     pub payload: u64,
-    /// The machine's memory, bytes, a multiple of 2 MiB.
+    /// What that can be raised to while it runs, bytes.
+    pub maximum: u64,
+    /// The machine's memory with the greatest payload, bytes, a multiple of 2 MiB.
     pub memory: u64,
     /// The machine's CPUs.
     pub vcpus: u32,
@@ -47,11 +57,62 @@ pub struct Size {
     pub host_cpus: Option<Vec<u32>>,
 }
 
-/// The size that a container's limits, or the defaults, ask for on a host with so many CPUs.
+impl Size {
+    /// What the guest gives up of its memory while its payload has this limit, bytes.
+    pub fn balloon(&self, payload: u64) -> u64 {
+        self.maximum.saturating_sub(payload)
+    }
+
+    /// What the payload can be limited to in this machine for such a request of a client, -1
+    /// being none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`], with what would be possible.
+    pub fn limit(&self, asked: i64) -> Result<u64, IsolationError> {
+        match u64::try_from(asked) {
+            Err(_) => Ok(self.maximum),
+            Ok(asked) if asked < MIN_PAYLOAD => Err(too_small(asked)),
+            Ok(asked) if asked > self.maximum => Err(invalid(format!(
+                "this VM was made for at most {} MiB of memory, and {} MiB are asked for: create \
+                 the container with a higher limit, or start it anew after an update while it \
+                 is stopped",
+                self.maximum / MIB,
+                asked / MIB
+            ))),
+            Ok(asked) => Ok(asked),
+        }
+    }
+}
+
+/// What a host has.
+#[derive(Debug, Clone, Copy)]
+pub struct Host {
+    /// CPUs that may be used.
+    pub cpus: u32,
+    /// Memory, bytes.
+    pub memory: u64,
+}
+
+impl Host {
+    /// This one.
+    pub fn here() -> Self {
+        let cpus = std::thread::available_parallelism().ok();
+        let info = rustix::system::sysinfo();
+        Self {
+            cpus: cpus
+                .and_then(|cpus| u32::try_from(cpus.get()).ok())
+                .unwrap_or(1),
+            memory: info.totalram.saturating_mul(u64::from(info.mem_unit)),
+        }
+    }
+}
+
+/// The size that a container's limits, or the defaults, ask for on such a host.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`] for a limit that no machine can have.
-pub fn size(spec: &Spec, settings: &VmSettings, host_cpus: u32) -> Result<Size, IsolationError> {
+pub fn size(spec: &Spec, settings: &VmSettings, host: Host) -> Result<Size, IsolationError> {
+    let host_cpus = host.cpus;
     let resources = spec
         .linux()
         .as_ref()
@@ -63,13 +124,7 @@ pub fn size(spec: &Spec, settings: &VmSettings, host_cpus: u32) -> Result<Size, 
         .filter(|limit| *limit > 0);
     let payload = limit.unwrap_or(settings.default_memory);
     if payload < MIN_PAYLOAD {
-        return Err(invalid(format!(
-            "a memory limit of {} MiB is too small for a container in a VM: the least is {} MiB \
-             (docker run -m {}m)",
-            payload / MIB,
-            MIN_PAYLOAD / MIB,
-            MIN_PAYLOAD / MIB
-        )));
+        return Err(too_small(payload));
     }
     if payload > MAX_PAYLOAD {
         return Err(invalid(format!(
@@ -77,7 +132,11 @@ pub fn size(spec: &Spec, settings: &VmSettings, host_cpus: u32) -> Result<Size, 
             payload >> 30
         )));
     }
-    let memory = (payload + overhead(payload)).next_multiple_of(2 * MIB);
+    let maximum = (payload * GROWTH)
+        .max(LEAST_MAXIMUM)
+        .min(host.memory)
+        .max(payload);
+    let memory = (maximum + overhead(maximum)).next_multiple_of(2 * MIB);
     let cpu = resources.and_then(|resources| resources.cpu().as_ref());
     let quota = cpu
         .and_then(|cpu| cpu.quota())
@@ -103,6 +162,7 @@ pub fn size(spec: &Spec, settings: &VmSettings, host_cpus: u32) -> Result<Size, 
     };
     Ok(Size {
         payload,
+        maximum,
         memory,
         vcpus: wanted.clamp(1, available.max(1)),
         host_cpus: chosen,
@@ -120,6 +180,16 @@ pub fn host_cpu_list(list: &str) -> Result<Option<Vec<u32>>, IsolationError> {
     }
 }
 
+fn too_small(payload: u64) -> IsolationError {
+    invalid(format!(
+        "a memory limit of {} MiB is too small for a container in a VM: the least is {} MiB \
+         (docker run -m {}m)",
+        payload / MIB,
+        MIN_PAYLOAD / MIB,
+        MIN_PAYLOAD / MIB
+    ))
+}
+
 fn invalid(message: String) -> IsolationError {
     IsolationError::new(ErrorKind::InvalidArgument, message)
 }
@@ -133,18 +203,30 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
+    const HOST: Host = Host {
+        cpus: 4,
+        memory: 16 << 30,
+    };
+
     fn sized(resources: &str) -> Size {
-        size(&spec(resources), &VmSettings::default(), 4).unwrap()
+        size(&spec(resources), &VmSettings::default(), HOST).unwrap()
     }
 
     #[test]
     fn memory_is_the_limit_and_the_overhead() {
         let default = sized("{}");
         assert_eq!(default.payload, 512 * MIB);
-        assert_eq!(default.memory, 666 * MIB);
+        assert_eq!(default.maximum, 1 << 30);
+        assert_eq!(default.memory, 1204 * MIB);
+        assert_eq!(default.balloon(default.payload), 512 * MIB);
         let limited = sized(r#"{"memory":{"limit":1073741824}}"#);
-        assert_eq!(limited.payload, 1 << 30);
-        assert!(limited.memory > limited.payload);
+        assert_eq!((limited.payload, limited.maximum), (1 << 30, 2 << 30));
+        assert!(limited.memory > limited.maximum);
+        // A host's memory is the limit, but for what is asked for.
+        let large = sized(r#"{"memory":{"limit":10737418240}}"#);
+        assert_eq!((large.payload, large.maximum), (10 << 30, 16 << 30));
+        let larger = sized(r#"{"memory":{"limit":21474836480}}"#);
+        assert_eq!((larger.payload, larger.maximum), (20 << 30, 20 << 30));
         // -1 is Docker's "no limit".
         assert_eq!(sized(r#"{"memory":{"limit":-1}}"#).payload, 512 * MIB);
     }
@@ -152,9 +234,22 @@ mod tests {
     #[test]
     fn too_small_says_what_to_do() {
         let spec = spec(r#"{"memory":{"limit":6291456}}"#);
-        let error = size(&spec, &VmSettings::default(), 4).unwrap_err();
+        let error = size(&spec, &VmSettings::default(), HOST).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidArgument);
         assert!(error.message.contains("-m 16m"), "{error}");
+    }
+
+    #[test]
+    fn a_running_machine_has_a_least_and_a_greatest_size() {
+        let size = sized(r#"{"memory":{"limit":67108864}}"#);
+        for (asked, limit) in [(32 << 20, 32 << 20), (1 << 30, 1 << 30), (-1, 1 << 30)] {
+            assert_eq!(size.limit(asked).unwrap(), limit);
+        }
+        for (asked, words) in [(6 << 20, "-m 16m"), (1025 << 20, "at most 1024 MiB")] {
+            let error = size.limit(asked).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidArgument);
+            assert!(error.message.contains(words), "{error}");
+        }
     }
 
     #[test]

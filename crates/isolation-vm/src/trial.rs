@@ -137,6 +137,7 @@ async fn attempt(directory: &Path, guest: &GuestDir, worker: &Path) -> Result<St
         initramfs: guest.initramfs(),
         cmdline_extra: Vec::new(),
         memory_bytes: 256 * MIB,
+        balloon_bytes: 0,
         vcpus: 1,
         placement: bulkhead_machine::Placement::default(),
         disks: Vec::new(),

@@ -129,6 +129,15 @@ impl Vm {
         })
     }
 
+    /// Has the guest give up so much of its memory, bytes, in all.
+    ///
+    /// # Errors
+    /// That there is no machine any more, or that its engine refuses.
+    pub async fn balloon(&self, bytes: u64) -> Result<()> {
+        let done = self.worker.balloon(bytes).await;
+        done.map_err(|error| IsolationError::new(ErrorKind::Other, error.to_string()))
+    }
+
     /// Keeps what is shared with the guest until the machine has ended.
     pub async fn keep(&self, shares: Shares) {
         *self.shares.lock().await = Some(shares);

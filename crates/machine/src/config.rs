@@ -143,6 +143,10 @@ pub struct MachineConfig {
     pub cmdline_extra: Vec<String>,
     /// The VM's memory, bytes: all of it, the guest kernel's part too.
     pub memory_bytes: u64,
+    /// How much of that the guest gives back while it starts up, bytes; it can be given it
+    /// later ([`crate::Machine::balloon`]).
+    #[serde(default)]
+    pub balloon_bytes: u64,
     /// Its CPUs.
     pub vcpus: u32,
     /// Where the worker is on the host, which is none of its own affair.

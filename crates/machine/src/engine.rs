@@ -144,6 +144,14 @@ pub trait Machine: Send + Sync {
     /// See [`MachineError`].
     async fn resume(&self) -> Result<(), MachineError>;
 
+    /// Has the guest give up so much of its memory, bytes, in all: more than before makes the
+    /// machine smaller, less makes it larger. Returns before the guest has done it. Legal at
+    /// any time.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    async fn balloon(&self, bytes: u64) -> Result<(), MachineError>;
+
     /// Ends the machine at once, as pulling the plug does. Returns before [`Machine::wait`]
     /// does. Killing one that has ended does nothing.
     fn kill(&self);

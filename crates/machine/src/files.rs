@@ -367,6 +367,7 @@ mod tests {
             initramfs: file("initramfs", 2),
             cmdline_extra: Vec::new(),
             memory_bytes: 1,
+            balloon_bytes: 0,
             vcpus: 1,
             placement: crate::Placement::default(),
             disks: vec![

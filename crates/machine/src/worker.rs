@@ -246,6 +246,14 @@ impl Worker {
         self.request(Verb::Resume).await
     }
 
+    /// Has the guest give up so much of its memory, bytes, in all. Returns before it has.
+    ///
+    /// # Errors
+    /// [`WorkerError::Ended`], [`WorkerError::Refused`].
+    pub async fn balloon(&self, bytes: u64) -> Result<(), WorkerError> {
+        self.request(Verb::Balloon(bytes)).await
+    }
+
     /// Pulls the plug: kills the machine and waits for the worker's end. Killing one that
     /// has ended does nothing. A worker that does not react is killed by SIGKILL, which the
     /// kernel passes on to the engine.

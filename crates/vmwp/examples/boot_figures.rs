@@ -60,6 +60,7 @@ fn config(guest: &Path, mib: u64, vcpus: u32, console: Option<&String>) -> Machi
         initramfs: guest.join("initramfs.cpio"),
         cmdline_extra: Vec::new(),
         memory_bytes: mib << 20,
+        balloon_bytes: 0,
         vcpus,
         placement: bulkhead_machine::Placement::default(),
         disks: Vec::new(),

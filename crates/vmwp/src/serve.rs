@@ -99,6 +99,7 @@ async fn run(
             Ok(Some(request)) => match request.verb {
                 Verb::Pause => (request.sequence, machine.pause().await),
                 Verb::Resume => (request.sequence, machine.resume().await),
+                Verb::Balloon(bytes) => (request.sequence, machine.balloon(bytes).await),
                 Verb::Kill => {
                     machine.kill();
                     continue;

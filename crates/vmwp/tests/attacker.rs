@@ -250,6 +250,7 @@ async fn outcome(directory: &std::path::Path, what: &str, filter: &str, port: u1
         initramfs: empty,
         cmdline_extra: Vec::new(),
         memory_bytes: 128 << 20,
+        balloon_bytes: 0,
         vcpus: 1,
         placement: bulkhead_machine::Placement::default(),
         disks: Vec::new(),

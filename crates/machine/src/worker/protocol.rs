@@ -42,6 +42,8 @@ pub enum Verb {
     Pause,
     /// Let them run on.
     Resume,
+    /// Have the guest give up so much memory, bytes.
+    Balloon(u64),
     /// Pull the plug; the reply is the exit.
     Kill,
 }
@@ -199,6 +201,7 @@ mod tests {
             initramfs: file.clone(),
             cmdline_extra: Vec::new(),
             memory_bytes: 1,
+            balloon_bytes: 0,
             vcpus: 1,
             placement: crate::Placement::default(),
             disks: vec![

@@ -11,8 +11,6 @@ use crate::persist::{DeviceState, RestoreError};
 
 /// VIRTIO_ID_BALLOON
 const ID: u32 = 5;
-/// VIRTIO_BALLOON_F_DEFLATE_ON_OOM: a guest in need takes its memory back.
-const DEFLATE_ON_OOM: u64 = 1 << 2;
 /// VIRTIO_BALLOON_F_PAGE_REPORTING
 const REPORTING: u64 = 1 << 5;
 
@@ -91,7 +89,9 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        DEFLATE_ON_OOM | REPORTING
+        // Not that a guest in need takes its memory back (DEFLATE_ON_OOM): with it the balloon
+        // would be no part of what the guest shows and keeps to as its size.
+        REPORTING
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -100,6 +100,7 @@ impl Place {
             initramfs: self.path("initramfs.cpio"),
             cmdline_extra: Vec::new(),
             memory_bytes: 192 << 20,
+            balloon_bytes: 0,
             vcpus: 1,
             placement: bulkhead_machine::Placement::default(),
             disks,

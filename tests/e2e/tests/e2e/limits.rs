@@ -127,6 +127,50 @@ case!(update_memory_and_cpus, |cell| {
         .says("no-such-thing");
 });
 
+case!(memory_is_raised_and_lowered_while_it_runs, |cell| {
+    let id = cell.detached(&format!("-m 96m --memory-swap 96m {BUSYBOX} sleep 600"));
+    let update = |size: &str| cell.cli(&format!("update -m {size} --memory-swap {size} {id}"));
+    // Mebibytes that the kernel shows in the container.
+    let total = || {
+        let command = format!("exec {id} awk '/MemTotal/ {{print $2}}' /proc/meminfo");
+        let text = cell.cli(&command).ok().text();
+        text.parse::<u64>().expect("kilobytes") / 1024
+    };
+    let eats = |mebibytes: u64| cell.cli(&format!("exec {id} probe eat {mebibytes}"));
+    let is_limited_to = |mebibytes: u64| {
+        assert_eq!(cell.inspect(&id)["HostConfig"]["Memory"], mebibytes << 20);
+        let path = format!("/containers/{id}/stats?stream=false");
+        let stats = cell.api("GET", &path, None).json();
+        assert_eq!(stats["memory_stats"]["limit"], mebibytes << 20, "{stats}");
+        let files = "/sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes";
+        let shown = cell.cli(&format!("exec {id} sh -c 'cat {files} 2>/dev/null'"));
+        assert_eq!(shown.text(), (mebibytes << 20).to_string());
+        eats(mebibytes + 60).exits(137);
+    };
+    is_limited_to(96);
+    let small = total();
+    update("400m").ok();
+    eats(320).ok().says("ate 320");
+    is_limited_to(400);
+    if cell.is_hyperv() {
+        until("the machine is larger", cell.limit(), || {
+            (total() > small + 280).then_some(())
+        });
+        // Not beyond what it was made for, and then all is as it was.
+        update("900g").fails().says("at most 1024 MiB");
+        update("8m").fails().says("inimum memory limit");
+        is_limited_to(400);
+    }
+    update("96m").ok();
+    is_limited_to(96);
+    if cell.is_hyperv() {
+        until("the machine is as it was", cell.limit(), || {
+            (total() <= small + 8).then_some(())
+        });
+    }
+    eats(60).ok().says("ate 60");
+});
+
 case!(stats_once, |cell| {
     let name = cell.name("c");
     let id = cell.detached(&format!(
