@@ -173,12 +173,15 @@ impl Vm {
         request: C,
         payload: &[Vec<u8>],
     ) -> Result<(C::Reply, Stream)> {
-        match timeout(self.deadlines.call, self.exchange(request, payload)).await {
+        let request: bulkhead_agent_protocol::Request = request.into();
+        let name = request.name();
+        let exchange = self.exchange::<C>(request, payload);
+        match timeout(self.deadlines.call, exchange).await {
             Ok(result) => result,
             Err(_) => Err(IsolationError::new(
                 ErrorKind::Unavailable,
                 format!(
-                    "the guest did not answer within {} s",
+                    "the guest did not answer within {} s (request: {name})",
                     self.deadlines.call.as_secs()
                 ),
             )),
@@ -190,12 +193,13 @@ impl Vm {
     /// # Errors
     /// As [`Vm::call`].
     pub async fn call_patiently<C: Call>(&self, request: C) -> Result<C::Reply> {
-        self.exchange(request, &[]).await.map(|(reply, _)| reply)
+        let exchange = self.exchange::<C>(request.into(), &[]);
+        exchange.await.map(|(reply, _)| reply)
     }
 
     async fn exchange<C: Call>(
         &self,
-        request: C,
+        request: bulkhead_agent_protocol::Request,
         payload: &[Vec<u8>],
     ) -> Result<(C::Reply, Stream)> {
         let mut stream = match self.connection.open().await {
@@ -203,7 +207,6 @@ impl Vm {
             Err(_) => return Err(self.has_ended().await),
         };
         let answered = async {
-            let request: bulkhead_agent_protocol::Request = request.into();
             bulkhead_agent_protocol::write_message(&mut stream, &request).await?;
             for bytes in payload {
                 stream.write_all(bytes).await?;
