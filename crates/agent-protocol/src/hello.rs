@@ -8,6 +8,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Version of everything in this crate. Counts up with every incompatible change.
 pub const VERSION: u32 = 2;
 
+/// Stands for the version where a guest cannot be used, because its kernel measured its timer
+/// while the host kept it waiting. Another start is all it needs.
+const MISTIMED: u32 = u32::MAX;
+
 const MAGIC: [u8; 8] = *b"BULKHEAD";
 
 /// The other side is not one we can talk to.
@@ -25,13 +29,28 @@ pub enum HelloError {
          protocol, the other one version {0}; build the guest image again"
     )]
     Version(u32),
+    /// See [`mistimed`].
+    #[error(
+        "the guest's kernel could not measure its timer, because the host was too busy; try \
+         again when it has less to do"
+    )]
+    Mistimed,
 }
 
 /// Our hello, for whoever sends it without a runtime.
 pub fn bytes() -> [u8; 12] {
+    with(VERSION)
+}
+
+/// What a guest says in place of a hello when its kernel's timer is of no use.
+pub fn mistimed() -> [u8; 12] {
+    with(MISTIMED)
+}
+
+fn with(version: u32) -> [u8; 12] {
     let mut bytes = [0; 12];
     bytes[..8].copy_from_slice(&MAGIC);
-    bytes[8..].copy_from_slice(&VERSION.to_be_bytes());
+    bytes[8..].copy_from_slice(&version.to_be_bytes());
     bytes
 }
 
@@ -57,6 +76,7 @@ pub async fn receive<T: AsyncRead + Unpin>(transport: &mut T) -> Result<(), Hell
     }
     match transport.read_u32().await? {
         VERSION => Ok(()),
+        MISTIMED => Err(HelloError::Mistimed),
         other => Err(HelloError::Version(other)),
     }
 }

@@ -14,7 +14,7 @@ pub fn start_if_asked() {
     }
     // The kernel numbers the lines with its time, and takes them from several processes.
     if let Ok(kmsg) = File::options().write(true).open("/dev/kmsg") {
-        let unlimited = std::fs::write("/proc/sys/kernel/printk_devkmsg", "on");
+        let unlimited = std::fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
         tracing_subscriber::fmt()
             .with_writer(Mutex::new(kmsg))
             .with_max_level(tracing::Level::DEBUG)

@@ -41,6 +41,10 @@ impl Default for Deadlines {
     }
 }
 
+/// How often a machine is started whose guest cannot measure its timer. On a host with ten times
+/// as much to do as it has CPUs, three starts of a hundred were in vain.
+const STARTS: u32 = 5;
+
 /// For the worker to tell how its machine ended, once the agent is gone.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -61,6 +65,9 @@ impl Vm {
     /// Starts a worker, whose network cards are these taps, and waits until the agent answers. On an error the machine is gone;
     /// its runtime directory is the caller's.
     ///
+    /// A guest whose kernel could not measure its timer, because the host did not let it run
+    /// meanwhile, is started again, a few times.
+    ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the machine cannot be started here, else
     /// [`ErrorKind::Other`].
@@ -70,6 +77,29 @@ impl Vm {
         taps: Vec<OwnedFd>,
         deadlines: Deadlines,
     ) -> Result<Self> {
+        for attempt in 1..=STARTS {
+            let taps = taps.iter().map(OwnedFd::try_clone);
+            let taps = taps
+                .collect::<std::io::Result<_>>()
+                .map_err(|error| IsolationError::other("cannot hand over a tap device", error))?;
+            if let Some(vm) = Self::boot_once(vmwp, config, taps, deadlines).await? {
+                return Ok(vm);
+            }
+            tracing::info!(attempt, "the guest could not measure its timer");
+        }
+        Err(IsolationError::new(
+            ErrorKind::Unavailable,
+            hello::HelloError::Mistimed.to_string(),
+        ))
+    }
+
+    /// `None`: [`hello::HelloError::Mistimed`].
+    async fn boot_once(
+        vmwp: &Path,
+        config: &MachineConfig,
+        taps: Vec<OwnedFd>,
+        deadlines: Deadlines,
+    ) -> Result<Option<Self>> {
         let (worker, mut transport) = Worker::spawn(vmwp, config, taps)
             .await
             .map_err(not_started)?;
@@ -84,7 +114,8 @@ impl Vm {
             biased;
             exit = worker.wait() => Err(ended_early(&exit)),
             greeted = timeout(deadlines.boot, greet(&mut transport)) => match greeted {
-                Ok(Ok(())) => Ok(()),
+                Ok(Ok(())) => Ok(true),
+                Ok(Err(hello::HelloError::Mistimed)) => Ok(false),
                 Ok(Err(hello::HelloError::Io(_))) => {
                     // The machine has ended, or is about to.
                     let exit = timeout(LAST_WORDS_DEADLINE, worker.wait()).await;
@@ -103,18 +134,25 @@ impl Vm {
                 )),
             },
         };
-        if let Err(error) = greeted {
-            worker.kill().await;
-            return Err(error);
+        match greeted {
+            Ok(true) => {}
+            Ok(false) => {
+                worker.kill().await;
+                return Ok(None);
+            }
+            Err(error) => {
+                worker.kill().await;
+                return Err(error);
+            }
         }
         let (connection, _none) = Connection::spawn(transport, Role::Host);
-        Ok(Self {
+        Ok(Some(Self {
             worker,
             connection,
             runtime_dir: config.runtime_dir.clone(),
             deadlines,
             shares: tokio::sync::Mutex::new(None),
-        })
+        }))
     }
 
     /// Keeps the machine to these CPUs of the host.
