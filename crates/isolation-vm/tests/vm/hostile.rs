@@ -21,6 +21,8 @@ use crate::harness::{Host, TestBox, host};
 
 /// Which misbehaviour the worker is to show.
 const MODE: &str = "VMTEST_AGENT";
+/// A file that the first worker makes.
+const MARK: &str = "VMTEST_MARK";
 /// The descriptor that the script leaves the socket to the supervisor on.
 const CONTROL: i32 = 3;
 
@@ -42,6 +44,10 @@ async fn agent() {
         transport.write_all(b"SSH-2.0-stranger\r\n").await.unwrap();
         return std::future::pending().await;
     }
+    if mode == "mistimed" || (mode == "mistimed-once" && first_time()) {
+        transport.write_all(&hello::mistimed()).await.unwrap();
+        return std::future::pending().await;
+    }
     hello::send(&mut transport).await.unwrap();
     hello::receive(&mut transport).await.unwrap();
     if mode == "garbage" {
@@ -54,6 +60,12 @@ async fn agent() {
         let mode = mode.clone();
         tokio::spawn(async move { serve(stream, &mode).await });
     }
+}
+
+/// Whether no other worker of this container was here before.
+fn first_time() -> bool {
+    let mark = std::env::var_os(MARK).unwrap();
+    std::fs::File::create_new(mark).is_ok()
 }
 
 async fn serve(mut stream: Stream, mode: &str) {
@@ -116,7 +128,7 @@ fn test_box(host: &Host, mode: &str) -> TestBox {
     let script = request.directory.path().join("vmwp");
     let executable = std::env::current_exe().unwrap();
     let text = format!(
-        "#!/bin/sh\nexport {MODE}={mode} ID=\"$2\"\nexec 3<&0 0</dev/null 1>/dev/null 2>&1\n\
+        "#!/bin/sh\nexport {MODE}={mode} {MARK}=\"$0.mark\" ID=\"$2\"\nexec 3<&0 0</dev/null 1>/dev/null 2>&1\n\
          exec {} --exact hostile::agent\n",
         executable.display()
     );
@@ -148,6 +160,7 @@ async fn no_container_comes_of_a_strange_agent() {
         ("mute", "did not start up within 3 s"),
         ("stranger", "does not speak"),
         ("garbage", ""),
+        ("mistimed", "could not measure its timer"),
         ("reset", "of no use"),
         ("silent", "did not answer within 3 s"),
         ("long", "of no use"),
@@ -165,6 +178,16 @@ async fn no_container_comes_of_a_strange_agent() {
             "{mode}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_could_not_measure_its_timer_starts_again() {
+    let Some(host) = host() else { return };
+    let request = test_box(host, "mistimed-once");
+    let container = created(&request).await.unwrap();
+    assert!(request.directory.path().join("vmwp.mark").exists());
+    container.delete().await.unwrap();
+    request.check_gone();
 }
 
 #[tokio::test(flavor = "multi_thread")]
