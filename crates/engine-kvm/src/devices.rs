@@ -1,4 +1,4 @@
-//! The machine's virtio devices: which there are, where they are, and their thread.
+//! The machine's virtio devices: which there are, where they are, and their threads.
 
 use std::fs::File;
 use std::io;
@@ -33,7 +33,8 @@ pub(crate) struct Parts<'a> {
 /// All devices.
 pub(crate) struct Devices {
     on_bus: Vec<Arc<MmioDevice>>,
-    serving: Arc<DeviceLoop>,
+    disks: Arc<DeviceLoop>,
+    others: Arc<DeviceLoop>,
     balloon: BalloonHandle,
 }
 
@@ -51,27 +52,25 @@ impl Devices {
             Some(Box::new(move |bytes| words.push(bytes))),
         )
         .map_err(io_error("make the console"))?;
-        builder.add(Box::new(console))?;
-        builder.add(Box::new(Entropy::new()))?;
+        let mut others = vec![builder.add(Box::new(console))?];
+        others.push(builder.add(Box::new(Entropy::new()))?);
+        let mut disks = Vec::new();
         for (disk, files) in parts.config.disks.iter().zip(parts.disks) {
             let backing = backing(disk, files)?;
-            builder.add(Box::new(Block::new(backing, disk.serial())))?;
+            disks.push(builder.add(Box::new(Block::new(backing, disk.serial())))?);
         }
         for (nic, tap) in parts.config.nics.iter().zip(parts.taps) {
             let net = Net::new(tap, nic.mac).map_err(io_error("make a network card"))?;
-            builder.add(Box::new(net))?;
+            others.push(builder.add(Box::new(net))?);
         }
         let (balloon, handle) = Balloon::new();
         // The driver finds it there when it starts.
         handle.set_target(parts.config.balloon_bytes);
-        builder.add(Box::new(balloon))?;
-        let serving = DeviceLoop::new(builder.on_bus.clone()).map_err(|error| BootError::Io {
-            context: "cannot watch devices".to_owned(),
-            source: io::Error::other(error),
-        })?;
+        others.push(builder.add(Box::new(balloon))?);
         Ok(Self {
             on_bus: builder.on_bus,
-            serving: Arc::new(serving),
+            disks: serving(disks)?,
+            others: serving(others)?,
             balloon: handle,
         })
     }
@@ -90,10 +89,23 @@ impl Devices {
         }
     }
 
-    /// The loop that serves them, for a thread to run.
-    pub(crate) fn serving(&self) -> Arc<DeviceLoop> {
-        Arc::clone(&self.serving)
+    /// The loop that serves disks, for a thread to run: one that may wait for the host's.
+    pub(crate) fn disks(&self) -> Arc<DeviceLoop> {
+        Arc::clone(&self.disks)
     }
+
+    /// The loop that serves all the others, which never wait.
+    pub(crate) fn others(&self) -> Arc<DeviceLoop> {
+        Arc::clone(&self.others)
+    }
+}
+
+fn serving(devices: Vec<Arc<MmioDevice>>) -> Result<Arc<DeviceLoop>, BootError> {
+    let serving = DeviceLoop::new(devices).map_err(|error| BootError::Io {
+        context: "cannot watch devices".to_owned(),
+        source: io::Error::other(error),
+    })?;
+    Ok(Arc::new(serving))
 }
 
 struct Builder<'a> {
@@ -104,7 +116,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), BootError> {
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<Arc<MmioDevice>, BootError> {
         let (address, gsi) = layout::device(self.on_bus.len()).ok_or_else(|| {
             BootError::InvalidConfig(format!("a VM has at most {} devices", layout::MAX_DEVICES))
         })?;
@@ -129,8 +141,8 @@ impl Builder<'_> {
                 .connect_doorbell(doorbell, address + QUEUE_NOTIFY, queue)
                 .map_err(refused)?;
         }
-        self.on_bus.push(device);
-        Ok(())
+        self.on_bus.push(Arc::clone(&device));
+        Ok(device)
     }
 }
 

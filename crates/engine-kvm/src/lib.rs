@@ -6,7 +6,8 @@
 //! interrupts and doorbells. Knows nothing of containers or of the agent.
 //!
 //! Threads of a worker: the main one, which serves the supervisor and runs no guest; `vcpu<N>`
-//! for each CPU; `devices`, which serves the queues. Each has a filter of its system calls
+//! for each CPU; `disks`, which serves their queues and waits for the host's disks; `devices`,
+//! which serves all the other queues and never waits. Each has a filter of its system calls
 //! before the guest's first instruction.
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -32,7 +33,9 @@ use bulkhead_machine::{
     BootError, Capabilities, Engine, MachineConfig, MachineFiles, PreparedMachine,
 };
 
-pub use filter::{DEVICES as DEVICES_CALLS, MAIN as MAIN_CALLS, VCPU as VCPU_CALLS};
+pub use filter::{
+    DEVICES as DEVICES_CALLS, DISKS as DISKS_CALLS, MAIN as MAIN_CALLS, VCPU as VCPU_CALLS,
+};
 pub use machine::{KvmMachine, PreparedKvm};
 
 /// The most that local APICs with eight-bit numbers tell apart, with one left for all.

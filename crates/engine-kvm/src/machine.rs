@@ -283,6 +283,7 @@ struct Thread {
 /// What a thread is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
+    Disks,
     Devices,
     Vcpu(usize),
 }
@@ -290,6 +291,7 @@ enum Role {
 impl Role {
     fn name(self) -> String {
         match self {
+            Self::Disks => "disks".to_owned(),
             Self::Devices => "devices".to_owned(),
             Self::Vcpu(index) => format!("vcpu{index}"),
         }
@@ -309,12 +311,17 @@ impl Crew {
             ending: around.ending.clone(),
             restricted,
         };
-        let (serving, failed) = (self.devices.serving(), around.ending.clone());
-        self.spawn(Role::Devices, &birth, &filters.devices, move || {
-            if let Err(error) = serving.run() {
-                failed.end(Cause::Engine(error.to_string()));
-            }
-        })?;
+        for (role, filter, serving) in [
+            (Role::Disks, &filters.disks, self.devices.disks()),
+            (Role::Devices, &filters.devices, self.devices.others()),
+        ] {
+            let failed = around.ending.clone();
+            self.spawn(role, &birth, filter, move || {
+                if let Err(error) = serving.run() {
+                    failed.end(Cause::Engine(error.to_string()));
+                }
+            })?;
+        }
         for (index, vcpu) in vcpus.iter().enumerate() {
             let (vcpu, around) = (Arc::clone(vcpu), around.clone());
             self.spawn(Role::Vcpu(index), &birth, &filters.vcpu, move || {
@@ -382,7 +389,8 @@ impl Crew {
     fn send_away(&self) {
         self.gate.want(Wanted::Leave);
         self.signal();
-        self.devices.serving().stop();
+        self.devices.disks().stop();
+        self.devices.others().stop();
     }
 
     /// Tells all threads to end and waits for it.

@@ -181,10 +181,11 @@ const FATAL: &[&str] = &[
 ];
 
 /// The filters, by the engine and the thread.
-const FILTERS: [(&str, &[Call]); 4] = [
+const FILTERS: [(&str, &[Call]); 5] = [
     ("qemu", bulkhead_engine_qemu::WORKER_CALLS),
     ("kvm main", bulkhead_engine_kvm::MAIN_CALLS),
     ("kvm vcpu", bulkhead_engine_kvm::VCPU_CALLS),
+    ("kvm disks", bulkhead_engine_kvm::DISKS_CALLS),
     ("kvm devices", bulkhead_engine_kvm::DEVICES_CALLS),
 ];
 

@@ -5,11 +5,12 @@
 mod common;
 
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use bulkhead_machine::worker::protocol::send_files;
 use bulkhead_machine::worker::{Worker, WorkerError};
-use bulkhead_machine::{Disk, ExitReason, LayerFile, MAX_LAYERS, MachineFiles};
-use common::{Guest, Place, comm, engine_processes, gone, vmwp};
+use bulkhead_machine::{Disk, EngineKind, ExitReason, LayerFile, MAX_LAYERS, MachineFiles, Nic};
+use common::{Guest, Place, comm, engine, engine_processes, gone, tap, vmwp};
 
 type Config = bulkhead_machine::MachineConfig;
 
@@ -202,9 +203,17 @@ async fn the_scratch_disk_keeps_what_was_synced_and_forgets_what_was_discarded()
 async fn many_cpus_fit_into_the_workers_limits() {
     let Some(place) = Place::new() else { return };
     let mut config = place.config(Vec::new());
-    config.vcpus = 8;
+    // The rig has two CPUs, emulated ones: more would mostly wait for each other there.
+    let in_rig = std::env::var_os("BULKHEAD_RIG").is_some();
+    config.vcpus = if in_rig { 4 } else { 8 };
     let mut guest = Guest::boot(&config).await;
-    assert_eq!(guest.text("nproc").await, "8\n");
+    let count = format!("{}\n", config.vcpus);
+    assert_eq!(guest.text("nproc").await, count);
+    // Each has an APIC of its own, and works when it is told to.
+    let work = "for c in $(seq 0 $(($(nproc) - 1))); do \
+                taskset $(printf %x $((1 << c))) cut -d' ' -f39 /proc/self/stat; done";
+    let numbers: String = (0..config.vcpus).map(|cpu| format!("{cpu}\n")).collect();
+    assert_eq!(guest.text(work).await, numbers);
     guest.worker.pause().await.unwrap();
     guest.worker.resume().await.unwrap();
     let work = "for i in $(seq 16); do (i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done) & done; \
@@ -212,6 +221,94 @@ async fn many_cpus_fit_into_the_workers_limits() {
     assert_eq!(guest.text(work).await, "done\n");
     let exit = guest.worker.kill().await;
     assert_eq!(exit.reason, ExitReason::Killed, "{exit:?}");
+}
+
+/// A file system on a file of its own, which holds up whoever writes to it when it is told to.
+struct Freezing(PathBuf);
+
+impl Freezing {
+    fn make(place: &Place) -> Self {
+        let (file, directory) = (place.path("frozen.ext4"), place.path("frozen"));
+        std::fs::create_dir(&directory).unwrap();
+        let opened = std::fs::File::create(&file).unwrap();
+        opened.set_len(32 << 20).unwrap();
+        Self::run("mkfs.ext4", &["-q", "-O", "^has_journal"], &file);
+        let made = Self(directory);
+        Self::run(
+            "mount",
+            &["-o", "loop", &file.display().to_string()],
+            &made.0,
+        );
+        made
+    }
+
+    fn run(program: &str, arguments: &[&str], path: &Path) {
+        let mut command = std::process::Command::new(program);
+        let status = command.args(arguments).arg(path).status().unwrap();
+        assert!(status.success(), "{program}: {status}");
+    }
+
+    fn freeze(&self) {
+        Self::run("fsfreeze", &["-f"], &self.0);
+    }
+
+    fn thaw(&self) {
+        Self::run("fsfreeze", &["-u"], &self.0);
+    }
+}
+
+impl Drop for Freezing {
+    fn drop(&mut self) {
+        // When the test has failed half-way it may be frozen; else this is refused.
+        for (program, argument) in [("fsfreeze", "-u"), ("umount", "-l")] {
+            let mut command = std::process::Command::new(program);
+            command.arg(argument).arg(&self.0);
+            let _ = command.stderr(std::process::Stdio::null()).status();
+        }
+    }
+}
+
+/// Whether the worker's thread of this name waits in the kernel, not to be interrupted.
+fn waits(pid: u32, thread: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.flatten().any(|one| {
+        let stat = std::fs::read_to_string(one.path().join("stat")).unwrap_or_default();
+        stat.contains(&format!("({thread}) D "))
+    })
+}
+
+/// A disk of the host's that does not answer holds up whoever asked for it: the network and
+/// the way to the agent stay open.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_nothing_else() {
+    if engine() != EngineKind::Kvm {
+        eprintln!("not run: QEMU serves its devices by itself");
+        return;
+    }
+    let Some(place) = Place::new() else { return };
+    let disk = Freezing::make(&place);
+    let path = disk.0.join("scratch");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(16 << 20).unwrap();
+    let mut config = place.config(vec![Disk::Scratch { path }]);
+    config.nics = vec![Nic {
+        mac: [2, 0, 0, 0, 0, 7],
+    }];
+    let mut guest = Guest::boot_with(&config, vec![tap("192.0.2.1/24")]).await;
+    let up = "ip link set eth0 up && ip addr add 192.0.2.2/24 dev eth0 && echo up";
+    assert_eq!(guest.text(up).await, "up\n");
+    disk.freeze();
+    let write = "dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct 2>/dev/null & echo begun";
+    assert_eq!(guest.text(write).await, "begun\n");
+    while !waits(guest.worker.pid(), "disks") {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let ping = "ping -c 2 192.0.2.1 > /dev/null && echo answered";
+    assert_eq!(guest.text(ping).await, "answered\n");
+    assert_eq!(guest.text("kill -0 $! && echo waits").await, "waits\n");
+    disk.thaw();
+    assert_eq!(guest.text("wait && echo written").await, "written\n");
+    guest.worker.kill().await;
 }
 
 #[tokio::test]

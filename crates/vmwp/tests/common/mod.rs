@@ -34,18 +34,20 @@ while read -r line <&3; do
 done
 "#;
 
+const ENGINE: &str = "BULKHEAD_TEST_VM_ENGINE";
+
 /// Which engine is tested: QEMU, unless the variable says that this host runs KVM guests.
 /// Then it must.
 pub fn engine() -> EngineKind {
-    match std::env::var("BULKHEAD_TEST_VM_ENGINE").as_deref() {
+    match std::env::var(ENGINE).as_deref() {
         Ok("kvm") => EngineKind::Kvm,
         Ok("qemu") | Err(_) => EngineKind::Qemu,
-        Ok(other) => panic!("BULKHEAD_TEST_VM_ENGINE is kvm or qemu, not '{other}'"),
+        Ok(other) => panic!("{ENGINE} is kvm or qemu, not '{other}'"),
     }
 }
 
 /// The guest directory with the kernel and the modules; `None`, and a word about it, where
-/// the test cannot run.
+/// the test cannot run and nobody has said that it must.
 pub fn guest_directory() -> Option<PathBuf> {
     let directory = std::env::var_os("BULKHEAD_GUEST_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
@@ -60,6 +62,7 @@ pub fn guest_directory() -> Option<PathBuf> {
     } else {
         return Some(directory);
     };
+    assert!(std::env::var_os(ENGINE).is_none(), "{missing}");
     eprintln!("skipped: {missing}");
     None
 }
@@ -180,11 +183,16 @@ pub struct Guest {
 impl Guest {
     /// Boots and waits for the shell.
     pub async fn boot(config: &MachineConfig) -> Self {
-        let (worker, port) = Worker::spawn(vmwp(), config, Vec::new()).await.unwrap();
+        Self::boot_with(config, Vec::new()).await
+    }
+
+    /// As [`Guest::boot`], with network cards.
+    pub async fn boot_with(config: &MachineConfig, taps: Vec<OwnedFd>) -> Self {
+        let (worker, port) = Worker::spawn(vmwp(), config, taps).await.unwrap();
         Self::greet(worker, port).await
     }
 
-    /// As [`Guest::boot`], with the worker's system calls watched.
+    /// As [`Guest::boot_with`], with the worker's system calls watched.
     pub async fn boot_traced(config: &MachineConfig, taps: Vec<OwnedFd>) -> (Self, trace::Trace) {
         let (worker, port) = Worker::spawn(vmwp(), config, taps).await.unwrap();
         // It has not been told yet what to boot: this runtime has one thread.
