@@ -41,6 +41,18 @@ impl Cgroup {
             }
         }
     }
+
+    /// Puts a process in, in every hierarchy.
+    ///
+    /// # Errors
+    /// What the first that does not take it says; the others have been asked all the same.
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        let added = self
+            .directories()
+            .map(|group| std::fs::write(group.join("cgroup.procs"), pid.to_string()));
+        // Not at the first error: what can count it shall.
+        added.fold(Ok(()), io::Result::and)
+    }
 }
 
 fn make_below(mount: &Path, relative: &Path, unified: bool) -> io::Result<()> {
@@ -88,9 +100,7 @@ mod tests {
             .arg("600")
             .spawn()
             .unwrap();
-        let added = group.directories().try_for_each(|group| {
-            std::fs::write(group.join("cgroup.procs"), child.id().to_string())
-        });
+        let added = group.add(child.id());
         let pids = group.pids();
         let again = Cgroup::make(Path::new(&name)).map(|group| group.pids().unwrap().len());
         child.kill().unwrap();

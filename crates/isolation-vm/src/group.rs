@@ -49,6 +49,15 @@ impl MachineGroup {
         directories.map(Path::to_owned).collect()
     }
 
+    /// Puts a process in. What only counts or weighs is not worth a container that does not
+    /// start.
+    pub fn add(&self, pid: u32) {
+        let Some(group) = &self.0 else { return };
+        if let Err(error) = group.add(pid) {
+            tracing::warn!(%error, pid, "a process of the VM is not in its group");
+        }
+    }
+
     /// Sets what is given of the limits that concern it; what the host cannot limit it does
     /// not, and the guest's kernel still does.
     pub fn limit(&self, resources: &Resources) {
@@ -88,7 +97,8 @@ pub fn limits(spec: &Spec) -> Resources {
     }
 }
 
-/// Removes the group that is noted in a machine's directory. Its processes must have ended.
+/// Removes the group that is noted in a machine's directory, and ends what is still in it: a
+/// server of shares ends by itself, and a moment after the machine.
 ///
 /// # Errors
 /// What the system says.
@@ -102,7 +112,12 @@ pub async fn remove(runtime_dir: &Path) -> io::Result<()> {
     if name.as_os_str().is_empty() {
         return Ok(());
     }
-    tokio::task::spawn_blocking(move || Cgroup::find(&name)?.remove())
+    let remove = move || {
+        let group = Cgroup::find(&name)?;
+        group.kill()?;
+        group.remove()
+    };
+    tokio::task::spawn_blocking(remove)
         .await
         .map_err(io::Error::other)?
 }

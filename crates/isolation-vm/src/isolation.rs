@@ -169,7 +169,7 @@ impl VmIsolation {
             runtime_dir: runtime_dir.clone(),
         };
         let made = async {
-            let mut shares = shares.serve(&request.id, &worker).await?;
+            let mut shares = shares.serve(&request.id, &worker, &group).await?;
             let vm = Arc::new(Vm::boot(&worker, &config, taps, self.deadlines).await?);
             let made = async {
                 // From here on the interfaces are the guest's.

@@ -22,6 +22,7 @@ use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use crate::group::MachineGroup;
 use crate::vm::Vm;
 
 /// The server's binary, which is beside the worker's.
@@ -139,16 +140,17 @@ impl SharePlan {
         Ok(())
     }
 
-    /// Starts the servers. When one cannot serve, none is left.
+    /// Starts the servers, in the machine's group. When one cannot serve, none is left.
     ///
     /// # Errors
     /// What the server says, with the source.
-    pub async fn serve(self, id: &str, worker: &Path) -> Result<Shares> {
+    pub async fn serve(self, id: &str, worker: &Path, group: &MachineGroup) -> Result<Shares> {
         let mut servers = Vec::with_capacity(self.files.len());
         for (number, config) in self.files {
             let binary = worker.with_file_name(BINARY);
-            let id = id.to_owned();
-            let started = tokio::task::spawn_blocking(move || Server::start(&binary, &id, &config));
+            let (id, group) = (id.to_owned(), group.clone());
+            let started =
+                tokio::task::spawn_blocking(move || Server::start(&binary, &id, &config, &group));
             let server = started
                 .await
                 .unwrap_or_else(|error| Err(IsolationError::other("a task failed", error)))?;
@@ -349,7 +351,7 @@ struct Server {
 
 impl Server {
     /// Starts a process and waits until it serves. Blocks.
-    fn start(binary: &Path, id: &str, config: &ShareConfig) -> Result<Self> {
+    fn start(binary: &Path, id: &str, config: &ShareConfig, group: &MachineGroup) -> Result<Self> {
         let failed = |what: &'static str| move |error| IsolationError::other(what, error);
         let (mut ours, theirs) = UnixStream::pair().map_err(failed("cannot make a socket"))?;
         let process = Command::new(binary)
@@ -369,6 +371,8 @@ impl Server {
                     format!("cannot start the share server '{binary}': {error}"),
                 )
             })?;
+        // It waits to be told what to share; what it starts after that is born there.
+        group.add(process.id());
         let mut server = Self {
             process: Some(process),
             socket: None,

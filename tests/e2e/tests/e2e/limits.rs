@@ -68,11 +68,16 @@ case!(cpus, |cell| {
 
 case!(hyperv the_machine_is_in_the_containers_group, |cell| {
     let parent = cell.name("parent");
-    let options = format!("--cgroup-parent {parent} --cpu-shares 512");
+    let shared = tempfile::tempdir().expect("a directory");
+    let bind = format!("-v {}:/shared", shared.path().display());
+    let options = format!("--cgroup-parent {parent} --cpu-shares 512 {bind}");
     let id = cell.detached(&format!("{options} {BUSYBOX} sleep 600"));
     let worker = &host::workers(&id)[0];
-    for process in host::family(worker.pid) {
-        let group = format!("/{parent}/{id}");
+    let group = format!("/{parent}/{id}");
+    // One to be waited for, and the one below it that serves.
+    let servers = host::pgrep("bulkhead-share", &id);
+    assert_eq!(servers.len(), 2, "{servers:?}");
+    for process in host::family(worker.pid).iter().chain(&servers) {
         assert!(process.cgroups.contains(&group), "{process:?}");
     }
     // What it uses is counted there.
