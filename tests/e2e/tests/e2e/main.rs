@@ -5,6 +5,7 @@ mod build;
 mod build_sources;
 mod compose;
 mod daemon_restart;
+mod engine;
 mod exec;
 mod failure;
 mod files;
