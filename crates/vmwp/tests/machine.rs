@@ -1,6 +1,7 @@
 //! Real VMs under a real worker.
 
-#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 #[allow(dead_code, reason = "shared with other tests")]
 mod common;
 
@@ -14,13 +15,11 @@ use common::{Guest, Place, comm, engine, engine_processes, gone, tap, vmwp};
 
 type Config = bulkhead_machine::MachineConfig;
 
-#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
-#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 fn nothing_left(place: &Place) {
     let left: Vec<_> = std::fs::read_dir(place.path("run")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
@@ -33,7 +32,6 @@ async fn all_gone(processes: Vec<u32>) {
 }
 
 /// What the host shows of a process that holds nothing. `root`: what may be in its root.
-#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 fn jailed(pid: u32, root: &[&str]) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| -> Vec<&str> {
