@@ -10,7 +10,7 @@ BIN := $(TARGET)/release
 # Cases mostly wait; how many VMs run at a time is the suite's own affair.
 TEST_THREADS ?= 6
 
-.PHONY: demo test test-unit test-e2e test-e2e-all test-reference test-kvm fuzz lint build guest guest-kernel bench setup setup-test clean-state
+.PHONY: demo test test-unit test-e2e test-e2e-all test-reference test-kvm test-rig fuzz lint build guest guest-kernel bench setup setup-test clean-state
 
 setup:
 	@scripts/setup.sh build
@@ -58,23 +58,23 @@ test-e2e-all: setup-test guest
 	    --test-threads $(TEST_THREADS) --include-ignored
 
 # In an emulated machine with KVM and cgroup v2 alone; the cases by name.
-RIG_CASES ?= run:: exec:: limits:: life:: promise::
-RIG_SECONDS ?= 3600
+RIG_CASES ?= run:: exec:: limits:: life:: promise:: failure:: engine::
+RIG_SECONDS ?= 7200
 test-kvm: setup-test guest
-	@echo "==> machines of the kvm engine"
-	@for machines in $$(cargo test --release --locked --no-run --message-format json \
-	    -p bulkhead-engine-kvm -p bulkhead-vmwp --test tiny_guests --test machine \
-	    --test filter --test attacker 2>/dev/null \
-	    | jq -r 'select(.target.kind == ["test"] and .executable) | .executable'); do \
-	    BULKHEAD_TEST_VM_ENGINE=kvm $(BIN)/xtask rig --timeout $(RIG_SECONDS) -- \
-	        "$$machines" --test-threads 1 || exit; done
-	@echo "==> end to end, on KVM and cgroup v2"
-	@set -o pipefail; e2e=$$(cargo test --release --locked --workspace --test e2e --no-run \
-	    --message-format json | jq -r 'select(.profile.test and .executable) | .executable') && \
-	$(BIN)/xtask rig --timeout $(RIG_SECONDS) -- "$$e2e" $(RIG_CASES) --test-threads 2
+	@echo "==> on KVM and cgroup v2"
+	@scripts/rig.sh $(RIG_SECONDS) "tiny_guests machine filter attacker" "$(RIG_CASES)"
+
+# The same machine, and of that what tells most: it takes minutes, all of it would an hour.
+test-rig:
+	@echo "==> on KVM and cgroup v2: machines, and a case of each kind"
+	@scripts/rig.sh 900 \
+	    "tiny_guests filter machine:a_guest_talks:a_panic:a_disk_that_hangs:many_cpus:what_cannot_boot" \
+	    "exec::exit_codes::hyperv::docker exec::exit_codes::process::docker \
+	    promise::the_host_sees_what_it_should::hyperv::docker \
+	    promise::the_host_sees_what_it_should::process::docker"
 
 # Unit tests of the VM crates boot real machines: the guest image comes first.
-test: setup-test lint guest test-unit test-e2e
+test: setup-test lint guest test-unit test-e2e test-rig
 
 # The same cases against Debian's dockerd: our expectations are Docker's.
 test-reference: setup-test
