@@ -43,6 +43,18 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Has processes that reach the limit of memory wait, where the kernel can: the unified
+    /// hierarchy has no such switch.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn disable_oom_killer(&self) -> Result<()> {
+        match self.directory(Controller::Memory) {
+            Some(Directory::V1(path)) => crate::write(&path.join("memory.oom_control"), "1"),
+            _ => Ok(()),
+        }
+    }
+
     fn changes(&self, resources: &Resources) -> Result<Vec<Change>> {
         let mut changes = Vec::new();
         let mut add = |directory: &Path, name: &str, value: String| {

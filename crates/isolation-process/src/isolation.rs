@@ -87,6 +87,10 @@ impl ProcessIsolation {
         let init = ContainerProcess::launch(&self.reaper, launch).await?;
         let cgroup = Cgroup::find(&name)
             .map_err(|error| IsolationError::other("find the control group", error))?;
+        if spares_from_oom(spec) {
+            // The runtime leaves it on.
+            cgroup.disable_oom_killer()?;
+        }
         // Set once, here.
         let _ = oom.set(cgroup.clone());
         let files = ProcessFiles::new(Arc::clone(&self.reaper), request, spec);
@@ -213,6 +217,14 @@ fn complete(spec: &mut Spec, id: &str) -> Result<()> {
     let linux = linux.ok_or_else(|| invalid("the specification has no linux section"))?;
     linux.set_cgroups_path(Some(name));
     Ok(())
+}
+
+/// `--oom-kill-disable`.
+fn spares_from_oom(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let memory = resources.and_then(|resources| resources.memory().as_ref());
+    memory.and_then(|memory| memory.disable_oom_killer()) == Some(true)
 }
 
 fn cgroup_name(spec: &Spec, id: &str) -> PathBuf {

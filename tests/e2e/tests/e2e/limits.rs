@@ -176,6 +176,80 @@ case!(memory_is_raised_and_lowered_while_it_runs, |cell| {
     eats(60).ok().says("ate 60");
 });
 
+case!(limits_hold_or_are_said_not_to, |cell| {
+    // A disk of the host's, if there is one.
+    let disk = std::fs::read_dir("/sys/block")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut disks = disk.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let disk = disks
+        .find(|name| !name.starts_with("loop") && std::path::Path::new("/dev").join(name).exists());
+    let throttle = disk
+        .as_ref()
+        .map(|disk| format!("--device-read-bps /dev/{disk}:1mb --device-write-iops /dev/{disk}:50"))
+        .unwrap_or_default();
+    let options = format!(
+        "-m 96m --memory-swap 128m --memory-reservation 32m --oom-kill-disable --cpuset-mems 0 \
+         {throttle}"
+    );
+    let made = cell
+        .making("create", &format!("{options} {BUSYBOX} sleep 600"))
+        .output()
+        .ok();
+    let id = made.lines().pop().expect("an ID");
+    cell.cli(&format!("start {id}")).ok();
+    let shown = cell.inspect(&id)["HostConfig"].clone();
+    assert_eq!(shown["MemoryReservation"], 32 << 20);
+    assert_eq!(shown["MemorySwap"], 128 << 20);
+    if cell.is_hyperv() {
+        let made = made
+            .says("OomKillDisable discarded")
+            .says("Cpuset mems discarded");
+        if disk.is_some() {
+            made.says("BPS read limit discarded")
+                .says("IOPS write limit discarded");
+        }
+        let low = cell.cli(&format!("exec {id} cat /sys/fs/cgroup/memory.low"));
+        assert_eq!(low.ok().text(), (32 << 20).to_string());
+    } else {
+        let memory = |v1, v2| on_host(&id, ("memory", v1), v2);
+        let reserved = memory("memory.soft_limit_in_bytes", "memory.low");
+        assert_eq!(reserved, (32 << 20).to_string());
+        let swap = memory("memory.memsw.limit_in_bytes", "memory.swap.max");
+        assert!(
+            [
+                (128 << 20).to_string(),
+                (32 << 20).to_string(),
+                String::new()
+            ]
+            .contains(&swap),
+            "{swap}"
+        );
+        // The unified hierarchy has no such switch.
+        let killer = memory("memory.oom_control", "memory.oom_control");
+        if killer.is_empty() {
+            made.says("OomKillDisable discarded");
+        } else {
+            assert!(killer.starts_with("oom_kill_disable 1"), "{killer}");
+        }
+        assert_eq!(on_host(&id, ("cpuset", "cpuset.mems"), "cpuset.mems"), "0");
+        if disk.is_some() {
+            let blkio = |v1| on_host(&id, ("blkio", v1), "io.max");
+            let read = blkio("blkio.throttle.read_bps_device");
+            assert!(read.contains("1048576"), "{read}");
+            let write = blkio("blkio.throttle.write_iops_device");
+            assert!(write.contains("50"), "{write}");
+        }
+    }
+    // Below its reservation it does not go.
+    cell.cli(&format!("update --memory-reservation 200m {id}"))
+        .fails();
+    cell.run(&format!("--rm --cpu-rt-runtime 1000 {BUSYBOX} true"))
+        .fails();
+    cell.cli(&format!("rm -f {id}")).ok();
+});
+
 case!(stats_once, |cell| {
     let name = cell.name("c");
     let id = cell.detached(&format!(
