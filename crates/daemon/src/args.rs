@@ -59,6 +59,10 @@ pub struct DaemonArgs {
     /// Runtime option KEY=VALUE; isolation=process|hyperv sets the default isolation
     #[arg(long = "exec-opt", value_name = "KEY=VALUE")]
     pub exec_opts: Vec<String>,
+    /// User whose subordinate IDs containers would run as; only the empty one, for none, is
+    /// possible
+    #[arg(long, value_name = "USER[:GROUP]", default_value = "")]
+    pub userns_remap: String,
     /// Log at debug level, keep guest consoles
     #[arg(short = 'D', long)]
     pub debug: bool,

@@ -83,6 +83,13 @@ pub enum ConfigError {
     /// An unknown isolation.
     #[error("--exec-opt isolation")]
     Isolation(#[source] UnknownIsolation),
+    /// User namespaces.
+    #[error(
+        "cannot use --userns-remap {0}: containers with process isolation have the host's user IDs \
+         here; where root in a container must not be root on the host, use hyperv isolation \
+         (--exec-opt isolation=hyperv for all of them)"
+    )]
+    UsernsRemap(String),
     /// An unknown engine.
     #[error("unknown --vm-engine '{0}': the valid ones are auto, kvm and qemu")]
     VmEngine(String),
@@ -148,6 +155,9 @@ impl Config {
                 }
                 _ => return Err(ConfigError::ExecOpt(option.clone())),
             }
+        }
+        if !args.userns_remap.is_empty() {
+            return Err(ConfigError::UsernsRemap(args.userns_remap.clone()));
         }
         let engine = match args.vm_engine.as_str() {
             "auto" => VmEngine::Auto,

@@ -264,6 +264,10 @@ case!(the_daemons_own_flags, |cell| {
     };
     for (arguments, word) in [
         (&["--exec-opt", "isolation=nonsense"][..], "nonsense"),
+        (
+            &["--userns-remap", "default"],
+            "cannot use --userns-remap default",
+        ),
         (&["--vm-engine", "nonsense"], "nonsense"),
         (&["-H", "nonsense://x"], "nonsense"),
         (&["--no-such-flag"], "no-such-flag"),
