@@ -102,12 +102,16 @@ pub enum Invalid {
     /// A `--volumes-from` that makes no sense.
     #[error("{0}")]
     VolumesFrom(String),
-    /// Mounts that would have to leave the container.
-    #[error(
-        "bind propagation \"{0}\" is not available: a container's mounts are in a namespace of \
-         their own that tells the host nothing; use rslave, slave, rprivate or private"
-    )]
+    /// A bind propagation that does not exist.
+    #[error("invalid propagation mode: {0}")]
     Propagation(String),
+    /// Mounts that would have to leave a VM.
+    #[error(
+        "bind propagation \"{0}\" cannot be used with hyperv isolation: what is mounted in a VM is \
+         mounted by a kernel of its own and does not appear on the host; use rslave, slave, \
+         rprivate or private, or --isolation=process"
+    )]
+    PropagationToHost(String),
     /// Two mounts on one path.
     #[error("Duplicate mount point: {0}")]
     DuplicateMount(String),

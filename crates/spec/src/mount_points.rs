@@ -53,7 +53,8 @@ pub enum MountSource {
         path: String,
         /// Made when it is missing, instead of being an error.
         create: bool,
-        /// How mounts travel: one of `private`, `rprivate`, `slave`, `rslave`.
+        /// How mounts travel: one of `private`, `rprivate`, `slave`, `rslave`, `shared`,
+        /// `rshared`.
         propagation: String,
     },
     /// A volume.
@@ -69,6 +70,13 @@ pub enum MountSource {
         /// Whether what the image has at the destination goes into it when it is empty.
         copy: bool,
         /// The directory in it that is mounted, relative.
+        subpath: Option<String>,
+    },
+    /// The files of an image, which nobody writes to.
+    Image {
+        /// Which.
+        reference: String,
+        /// The directory or file in it that is mounted, relative.
         subpath: Option<String>,
     },
 }
@@ -119,6 +127,21 @@ pub fn requested_mounts(
         let _ = add(request);
     }
     Ok(out)
+}
+
+/// Refuses mounts whose own mounts would have to be seen by the host from within a VM.
+pub(crate) fn refuse_to_share(
+    config: &ContainerConfig,
+    host_config: &HostConfig,
+) -> Result<(), Invalid> {
+    for request in requested_mounts(config, host_config)? {
+        if let MountSource::Host { propagation, .. } = request.source
+            && matches!(propagation.as_str(), "shared" | "rshared")
+        {
+            return Err(Invalid::PropagationToHost(propagation));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the `--volumes-from`.
@@ -293,8 +316,11 @@ fn parse_mount(mount: &ApiMount) -> Result<Option<MountRequest>, Invalid> {
     if mount.typ != Some(MountType::TMPFS) && mount.tmpfs_options.is_some() {
         return Err(unused("TmpfsOptions"));
     }
+    if mount.typ != Some(MountType::IMAGE) && mount.image_options.is_some() {
+        return Err(unused("ImageOptions"));
+    }
     let text = mount.source.as_deref().unwrap_or_default();
-    let read_only = mount.read_only == Some(true);
+    let mut read_only = mount.read_only == Some(true);
     let mut recursive = true;
     let mut read_only_recursive = true;
     let source = match mount.typ {
@@ -349,6 +375,23 @@ fn parse_mount(mount: &ApiMount) -> Result<Option<MountRequest>, Invalid> {
                 subpath,
             }
         }
+        Some(MountType::IMAGE) => {
+            if text.is_empty() {
+                return Err(refused("field Source must not be empty".to_owned()));
+            }
+            let options = mount.image_options.clone().unwrap_or_default();
+            let subpath = options.subpath.filter(|path| !path.is_empty());
+            if subpath.as_deref().is_some_and(|path| !is_local(path)) {
+                return Err(refused(
+                    "subpath must be a relative path within the image".to_owned(),
+                ));
+            }
+            read_only = true;
+            MountSource::Image {
+                reference: text.to_owned(),
+                subpath,
+            }
+        }
         _ => return Err(refused("mount type unknown".to_owned())),
     };
     Ok(Some(MountRequest {
@@ -365,11 +408,10 @@ fn parse_mount(mount: &ApiMount) -> Result<Option<MountRequest>, Invalid> {
     }))
 }
 
-/// A container's mounts stay in a namespace of their own (ADR 7): nothing leaves it.
 fn propagation(wanted: &str) -> Result<String, Invalid> {
     match wanted {
         "" => Ok("rprivate".to_owned()),
-        "private" | "rprivate" | "slave" | "rslave" => Ok(wanted.to_owned()),
+        "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" => Ok(wanted.to_owned()),
         _ => Err(Invalid::Propagation(wanted.to_owned())),
     }
 }
@@ -483,7 +525,7 @@ mod tests {
             ("/a:b", "mount path must be absolute"),
             ("/a:/", "destination can't be '/'"),
             ("v:/b:rslave", "field BindOptions must not be specified"),
-            ("/a:/b:rshared", "rshared"),
+            ("/a:/b:rshared,slave", "invalid mode: rshared,slave"),
         ] {
             let error = binds(&[bind]).unwrap_err();
             assert!(error.to_string().contains(words), "{bind}: {error}");

@@ -5,6 +5,7 @@ use bollard_stubs::models::{
     RestartPolicyNameEnum,
 };
 
+use crate::mount_points;
 use crate::namespaces::of_container;
 use crate::{
     HostFacts, Invalid, IsolationKind, SecurityOptions, SpecError, capabilities, devices, mounts,
@@ -240,6 +241,9 @@ pub fn validate(
     resources::check(host_config, isolation, facts)?;
     sysctl::check(host_config, isolation)?;
     mounts::check(config, host_config)?;
+    if isolation == IsolationKind::Hyperv {
+        mount_points::refuse_to_share(config, host_config)?;
+    }
     devices::check(host_config)?;
     process::rlimits(host_config, isolation).map_err(|error| match error {
         SpecError::Invalid(invalid) => invalid,

@@ -2,22 +2,25 @@
 //!
 //! A directory inside a volume must be looked up inside it: whoever writes to the volume could
 //! lead a path out of it by a link, also while it is being walked. And the runtime leaves every
-//! mount a slave of the host's, also one that is to be private. So both are mounted here first,
-//! in the supervisor's own mount namespace, and the runtime is given that mount.
+//! mount a slave of the host's, also one that is to be private or shared. So all of these are
+//! mounted here first, in the supervisor's own mount namespace, and the runtime is given that
+//! mount.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bulkhead_isolation::{ErrorKind, IsolationError};
 use bulkhead_task::bundle::Bundle;
-use bulkhead_task::options::{SHM_OF_OPTION, SUBPATH_OPTION};
+use bulkhead_task::options::{IMAGE_OPTION, SHM_OF_OPTION, SUBPATH_OPTION};
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags};
+use rustix::thread::UnshareFlags;
+
+use crate::mounts;
 
 /// Mounts what needs it and points the specification there. What is mounted goes with the
 /// mount namespace.
@@ -25,10 +28,49 @@ pub fn stage(spec: &mut Spec, bundle: &Bundle) -> Result<(), IsolationError> {
     let Some(mounts) = spec.mounts_mut() else {
         return Ok(());
     };
+    let mut any_shared = false;
     for (number, mount) in mounts.iter_mut().enumerate() {
         let place = bundle.binds().join(number.to_string());
-        stage_one(mount, &place)?;
+        if is_shared(mount) {
+            stage_shared(mount, &place)?;
+            any_shared = true;
+        } else {
+            stage_one(mount, &place)?;
+        }
     }
+    if any_shared && let Some(linux) = spec.linux_mut() {
+        // Otherwise the runtime makes them slaves. The others become shared with nobody.
+        linux.set_rootfs_propagation(Some("shared".to_owned()));
+    }
+    Ok(())
+}
+
+/// The binds whose own mounts the host is to see.
+const SHARED: [&str; 2] = ["shared", "rshared"];
+
+fn is_shared(mount: &Mount) -> bool {
+    let mut options = mount.options().iter().flatten();
+    options.any(|option| SHARED.contains(&option.as_str()))
+}
+
+/// Mounts what the host has there, as a peer of the host's mount.
+fn stage_shared(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
+    let Some(source) = mount.source().clone() else {
+        return Ok(());
+    };
+    let mut options = mount.options().clone().unwrap_or_default();
+    let recursive = options.iter().any(|option| option == "rbind");
+    let staged = mounts::take_from_host(&source, recursive).and_then(|tree| {
+        make_place(&tree, place)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(rustix::mount::move_mount(&tree, "", CWD, place, flags)?)
+    });
+    staged.map_err(|error| {
+        IsolationError::other(format!("cannot share {}", source.display()), error)
+    })?;
+    options.retain(|option| !SHARED.contains(&option.as_str()));
+    mount.set_options(Some(options));
+    mount.set_source(Some(place.to_owned()));
     Ok(())
 }
 
@@ -55,10 +97,20 @@ fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
         mount.set_source(Some(place.to_owned()));
         return Ok(());
     }
+    let image = options
+        .iter()
+        .find_map(|option| option.strip_prefix(IMAGE_OPTION))
+        .map(|list| mount_image(list, place))
+        .transpose()?;
+    if image.is_some() {
+        options.retain(|option| !option.starts_with(IMAGE_OPTION));
+        mount.set_source(image);
+    }
     let (true, Some(source)) = (
         bind && (private || subpath.is_some()),
         mount.source().clone(),
     ) else {
+        mount.set_options(Some(options));
         return Ok(());
     };
     let failed = |what: &str, error: io::Error| {
@@ -79,24 +131,35 @@ fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
     Ok(())
 }
 
+/// Mounts what these layers make up, beside the place of a mount; where.
+fn mount_image(list: &str, place: &Path) -> Result<PathBuf, IsolationError> {
+    let layers: Vec<PathBuf> = serde_json::from_str(list)
+        .map_err(|error| IsolationError::other("cannot read the layers of an image", error))?;
+    let scratch = place.with_extension("image");
+    let failed =
+        |error: io::Error| IsolationError::other("cannot make a place for an image", error);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&scratch)
+        .map_err(failed)?;
+    rustix::mount::mount("tmpfs", &scratch, "tmpfs", MountFlags::empty(), None)
+        .map_err(|error| failed(error.into()))?;
+    // Mounting changes the working directory, which threads share unless they are told not to.
+    let mounted = std::thread::spawn(move || {
+        // SAFETY: what is no longer shared is this thread's view of root and directory.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }
+            .map_err(|error| failed(error.into()))?;
+        bulkhead_isolation_process::mount_image(&layers, &scratch)
+    });
+    let mounted = mounted.join();
+    mounted.map_err(|_| failed(io::Error::other("the thread ended early")))?
+}
+
 /// Takes what a process has mounted at `/dev/shm` out of its mount namespace.
 fn stage_shared_memory(donor: &str, place: &Path) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{donor}/ns/mnt"))?;
-    // A namespace is entered by a thread that shares neither root nor working directory with
-    // others, so by one of its own that ends there.
-    let taken = std::thread::spawn(move || -> io::Result<OwnedFd> {
-        // SAFETY: what is no longer shared is this thread's view of root and directory.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS)? };
-        rustix::thread::move_into_link_name_space(
-            namespace.as_fd(),
-            Some(LinkNameSpaceType::Mount),
-        )?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        Ok(rustix::mount::open_tree(CWD, "/dev/shm", flags)?)
-    });
-    let taken = taken
-        .join()
-        .map_err(|_| io::Error::other("the thread ended early"))??;
+    let taken = mounts::take(namespace, "/dev/shm".into(), false)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -116,7 +179,8 @@ fn find(source: &Path, subpath: Option<&str>) -> io::Result<OwnedFd> {
     Ok(found?)
 }
 
-fn attach(found: &OwnedFd, place: &Path, recursive: bool, private: bool) -> io::Result<()> {
+/// An empty directory or file, as what is found is one.
+fn make_place(found: &OwnedFd, place: &Path) -> io::Result<()> {
     if let Some(parent) = place.parent() {
         DirBuilder::new()
             .recursive(true)
@@ -129,6 +193,11 @@ fn attach(found: &OwnedFd, place: &Path, recursive: bool, private: bool) -> io::
     } else {
         File::create_new(place)?;
     }
+    Ok(())
+}
+
+fn attach(found: &OwnedFd, place: &Path, recursive: bool, private: bool) -> io::Result<()> {
+    make_place(found, place)?;
     let from = format!("/proc/self/fd/{}", found.as_raw_fd());
     if recursive {
         rustix::mount::mount_bind_recursive(from, place)?;

@@ -100,6 +100,10 @@ fn one() -> u32 {
 /// is looked up inside the source, whatever links are there.
 pub const SUBPATH_OPTION: &str = "x-bulkhead.subpath=";
 
+/// How an option of a bind mount begins that names the layers of an image, the lowest first,
+/// as a list of paths in JSON: what they make up is mounted, read-only, in place of the source.
+pub const IMAGE_OPTION: &str = "x-bulkhead.image=";
+
 /// How an option of a bind mount begins that names a process: the source is what that process
 /// has mounted at `/dev/shm`, in its own mount namespace.
 pub const SHM_OF_OPTION: &str = "x-bulkhead.shm-of=";

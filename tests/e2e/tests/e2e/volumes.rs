@@ -1,7 +1,8 @@
 //! Volumes and mounts: what is in them is the host's, shared, and stays.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use bulkhead_e2e::images::{Meta, TIME, Tar, busybox_tar, docker_archive, sha256};
 use bulkhead_e2e::{BUSYBOX, Cell, Daemon, case, until};
@@ -279,6 +280,196 @@ case!(directories_and_files_of_the_host, |cell| {
     assert_eq!(cell.cli(&format!("logs {id}")).ok().text(), "gone");
 });
 
+/// A file system of the host's whose mounts travel, until it is dropped.
+struct Travelling<'a>(&'a Path);
+
+impl<'a> Travelling<'a> {
+    fn mount(at: &'a Path) -> Self {
+        let shown = at.display().to_string();
+        host_command("mount", &["-t", "tmpfs", "travelling", &shown]);
+        let mounted = Self(at);
+        host_command("mount", &["--make-rshared", &shown]);
+        mounted
+    }
+}
+
+impl Drop for Travelling<'_> {
+    fn drop(&mut self) {
+        // What a case left mounted below goes with it.
+        let _ = Command::new("umount")
+            .args(["-R", "-l"])
+            .arg(self.0)
+            .status();
+    }
+}
+
+fn host_command(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status();
+    assert!(
+        status.expect("is there").success(),
+        "{program} {arguments:?}"
+    );
+}
+
+/// Whether the host has something mounted there.
+fn is_mounted(path: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("a table");
+    let path = path.display().to_string();
+    table
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(&path))
+}
+
+case!(mounts_travel_as_far_as_they_are_let, |cell| {
+    let dir = host_dir(cell, "dir");
+    let travelling = Travelling::mount(dir.path());
+    for name in ["ours", "theirs"] {
+        std::fs::create_dir(dir.path().join(name)).expect("is ours");
+    }
+    let path = dir.path().display().to_string();
+    // What the host mounts is seen in the container that lets it in, and in no other.
+    let sees = |id: &str| {
+        let listed = cell.cli(&format!("exec {id} ls /m/ours"));
+        listed.text().contains("new")
+    };
+    let slave = cell.detached(&format!("-v {path}:/m:rslave {BUSYBOX} sleep 600"));
+    let private = cell.detached(&format!(
+        "--mount type=bind,src={path},dst=/m,bind-propagation=rprivate {BUSYBOX} sleep 600"
+    ));
+    host_command("mount", &["-t", "tmpfs", "ours", &format!("{path}/ours")]);
+    std::fs::write(dir.path().join("ours/new"), "").expect("is ours");
+    assert!(sees(&slave) && !sees(&private));
+    let shown = &cell.inspect(&slave)["Mounts"][0]["Propagation"];
+    assert_eq!(shown, "rslave");
+    // A server of shares may still hold what was looked at.
+    host_command("umount", &["-l", &format!("{path}/ours")]);
+    assert!(!sees(&slave));
+    let can_mount = "--cap-add SYS_ADMIN --security-opt seccomp=unconfined \
+                     --security-opt apparmor=unconfined";
+    let mount = "sh -c 'mount -t tmpfs theirs /m/theirs && touch /m/theirs/new && sleep 600'";
+    if cell.is_hyperv() {
+        for asked in [
+            format!("-v {path}:/m:rshared"),
+            format!("--mount type=bind,src={path},dst=/m,bind-propagation=shared"),
+        ] {
+            cell.making("create", &format!("{asked} {BUSYBOX} true"))
+                .output()
+                .fails()
+                .says("does not appear on the host");
+        }
+        cell.cli(&format!("rm -f {slave} {private}")).ok();
+        drop(travelling);
+        return;
+    }
+    // What the container mounts is seen by the host where that is shared.
+    let theirs = dir.path().join("theirs");
+    let shared = cell.detached(&format!(
+        "{can_mount} -v {path}:/m:rshared {BUSYBOX} {mount}"
+    ));
+    until("the host sees it", cell.limit(), || {
+        theirs.join("new").exists().then_some(())
+    });
+    assert!(is_mounted(&theirs));
+    assert_eq!(cell.inspect(&shared)["Mounts"][0]["Propagation"], "rshared");
+    // And the other way round.
+    host_command("mount", &["-t", "tmpfs", "ours", &format!("{path}/ours")]);
+    std::fs::write(dir.path().join("ours/new"), "").expect("is ours");
+    assert!(sees(&shared) && sees(&slave) && !sees(&private));
+    cell.cli(&format!("rm -f {shared}")).ok();
+    assert!(is_mounted(&dir.path().join("ours")) && is_mounted(&theirs));
+    host_command("umount", &[&format!("{path}/theirs")]);
+    // A slave keeps its mounts to itself.
+    let quiet = cell.detached(&format!(
+        "{can_mount} -v {path}:/m:rslave {BUSYBOX} {mount}"
+    ));
+    until("it has mounted", cell.limit(), || {
+        let listed = cell.cli(&format!("exec {quiet} ls /m/theirs"));
+        listed.text().contains("new").then_some(())
+    });
+    assert!(!is_mounted(&theirs));
+    cell.cli(&format!("rm -f {slave} {private} {quiet}")).ok();
+    drop(travelling);
+});
+
+case!(mounts_travel_only_where_the_hosts_do, |cell| {
+    let dir = host_dir(cell, "dir");
+    let mounted = Travelling::mount(dir.path());
+    let path = dir.path().display().to_string();
+    host_command("mount", &["--make-private", &path]);
+    let mut modes = vec![("slave", "shared or slave"), ("rslave", "shared or slave")];
+    if !cell.is_hyperv() {
+        modes.extend([("shared", "shared"), ("rshared", "shared")]);
+    }
+    for (mode, wanted) in modes {
+        let words = format!("path {path} is mounted on {path} but it is not a {wanted} mount");
+        let id = cell.create(&format!("-v {path}:/m:{mode} {BUSYBOX} true"));
+        cell.cli(&format!("start {id}")).fails().says(&words);
+        cell.cli(&format!("rm {id}")).ok();
+    }
+    cell.run(&format!("--rm -v {path}:/m:rprivate {BUSYBOX} ls /m"))
+        .ok();
+    cell.making("create", &format!("-v {path}:/m:often {BUSYBOX} true"))
+        .output()
+        .fails()
+        .says("invalid mode: often");
+    drop(mounted);
+});
+
+case!(ours the_files_of_an_image_are_mounted, |cell| {
+    let image = cell.name("files");
+    let mut tar = Tar::new();
+    tar.directory("etc", &Meta::mode(0o755))
+        .file("etc/motto", &Meta::mode(0o644), b"festina lente\n")
+        .directory("etc/deep", &Meta::mode(0o700))
+        .file("etc/deep/file", &Meta::mode(0o640).owner(7, 8), b"deep\n")
+        .symlink("etc/out", "/etc/motto");
+    let archive = host_dir(cell, "archive");
+    let path = archive.path().join("files.tar");
+    std::fs::write(&path, tar.done()).expect("is ours");
+    cell.cli(&format!("import {} {image}", path.display())).ok();
+    let script = "cat /i/etc/motto; stat -c \"%a %u %g\" /i/etc/deep/file; touch /i/x || echo no";
+    let id = cell.create(&format!(
+        "--mount type=image,source={image},target=/i {BUSYBOX} sh -c '{script}'"
+    ));
+    let output = cell
+        .cli(&format!("start -a {id}"))
+        .ok()
+        .says("Read-only");
+    assert!(output.text().starts_with("festina lente\n640 7 8\n"), "{output}");
+    let mount = cell.inspect(&id)["Mounts"][0].clone();
+    assert_eq!((&mount["Type"], &mount["RW"]), (&json!("image"), &json!(false)));
+    assert_eq!(mount["Source"], image);
+    // A part of it: a directory, or a file; a link does not lead out of it.
+    let part = |subpath: &str, command: &str| {
+        let body = json!({"Image": BUSYBOX, "Cmd": command.split(' ').collect::<Vec<_>>(),
+            "HostConfig": {"Isolation": cell.isolation_name(), "Mounts": [{"Type": "image",
+                "Source": image, "Target": "/p", "ImageOptions": {"Subpath": subpath}}]}});
+        cell.api("POST", "/containers/create", Some(&body))
+    };
+    for (subpath, command, expected) in [
+        ("etc/deep", "cat /p/file", "deep"),
+        ("etc/motto", "cat /p", "festina lente"),
+        ("etc/out", "cat /p", "festina lente"),
+    ] {
+        let made = part(subpath, command).json();
+        let id = made["Id"].as_str().expect("an ID").to_owned();
+        let output = cell.cli(&format!("start -a {id}")).ok();
+        assert_eq!(output.text(), expected, "{subpath}");
+        cell.cli(&format!("rm {id}")).ok();
+    }
+    let refused = part("../etc", "true");
+    assert_eq!(refused.status, 400);
+    let made = part("etc/none", "true").json();
+    let missing = made["Id"].as_str().expect("an ID").to_owned();
+    cell.cli(&format!("start {missing}")).fails().says("etc/none");
+    cell.making("create", &format!("--mount type=image,source=no-such,target=/i {BUSYBOX} true"))
+        .output()
+        .fails()
+        .says("no-such");
+    cell.cli(&format!("rm {id} {missing}")).ok();
+    cell.cli(&format!("rmi {image}")).ok();
+});
+
 case!(every_mount_says_what_it_is, |cell| {
     let name = cell.name("data");
     let dir = host_dir(cell, "dir");
@@ -286,7 +477,7 @@ case!(every_mount_says_what_it_is, |cell| {
     let id = cell.create(&format!(
         "--mount type=tmpfs,destination=/t,tmpfs-size=1m,tmpfs-mode=700 \
          --mount type=volume,source={name},target=/v,volume-label=k=w,readonly \
-         --mount type=bind,source={path},target=/b,bind-propagation=rslave \
+         --mount type=bind,source={path},target=/b,bind-propagation=private \
          --mount type=volume,destination=/own \
          {BUSYBOX} sh -c 'stat -c %a /t; df -k /t | tail -1; touch /b/x /own/x; touch /v/x'"
     ));

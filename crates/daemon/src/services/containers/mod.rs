@@ -20,6 +20,7 @@ pub mod model;
 mod mounts;
 mod names;
 mod network;
+mod propagation;
 mod recovery;
 mod remove;
 mod rest;

@@ -1,12 +1,12 @@
 //! Volumes and binds of a container: which they are is decided when it is made, and holds for
 //! its life; where they are on the host is looked up at each start.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bollard_stubs::models::{ContainerConfig, HostConfig};
 use bulkhead_spec::{HostMount, MountOrigin, MountRequest, MountSource};
-use bulkhead_task::options::SUBPATH_OPTION;
+use bulkhead_task::options::{IMAGE_OPTION, SUBPATH_OPTION};
 use serde::{Deserialize, Serialize};
 
 use super::model::Record;
@@ -19,7 +19,10 @@ use crate::services::volumes::{ANONYMOUS, CopyUp, DRIVER, VolumeRequest};
 pub struct MountPoint {
     /// The volume's name; `None` for a bind.
     pub volume: Option<String>,
-    /// The path on the host; of a volume, where its files are.
+    /// The ID of an image whose files are mounted.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// The path on the host; of a volume, where its files are; of an image, its name.
     pub source: String,
     /// The path in the container.
     pub destination: String,
@@ -42,11 +45,12 @@ pub struct MountPoint {
 }
 
 impl MountPoint {
-    /// `volume` or `bind`.
+    /// `volume`, `image` or `bind`.
     pub fn kind(&self) -> &'static str {
-        match self.volume {
-            Some(_) => "volume",
-            None => "bind",
+        match (&self.volume, &self.image) {
+            (Some(_), _) => "volume",
+            (None, Some(_)) => "image",
+            (None, None) => "bind",
         }
     }
 }
@@ -157,6 +161,7 @@ impl Containers {
     ) -> ApiResult<MountPoint> {
         let mut mount = MountPoint {
             volume: None,
+            image: None,
             source: String::new(),
             destination: request.destination,
             mode: request.mode,
@@ -213,6 +218,14 @@ impl Containers {
                 mount.volume = Some(volume.name.clone());
                 mount.subpath = subpath;
             }
+            MountSource::Image { reference, subpath } => {
+                let (id, _) = image(&self.shared, &reference)
+                    .await
+                    .map_err(not_an_image)?;
+                mount.image = Some(id);
+                mount.source = reference;
+                mount.subpath = subpath;
+            }
         }
         Ok(mount)
     }
@@ -245,6 +258,20 @@ impl Containers {
             let _ = shared.volumes.remove(name).await;
         }
     }
+}
+
+/// The ID of an image, and where its layers are, the lowest first.
+async fn image(shared: &Shared, reference: &str) -> ApiResult<(String, Vec<PathBuf>)> {
+    let images = Arc::clone(&shared.images);
+    let reference = reference.to_owned();
+    let found = tokio::task::spawn_blocking(move || {
+        let id = images.resolve(&reference)?;
+        let layers = images.layer_paths(&id)?;
+        Ok((id.to_string(), layers))
+    });
+    let found = found.await;
+    let found = found.map_err(|error| ApiError::internal("look up image", &error))?;
+    found.map_err(super::create::image_error)
 }
 
 /// Clients take a 404 to the making of a container for a missing image, and pull that.
@@ -289,18 +316,27 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
     let mut out = Vec::new();
     for mount in &record.mounts {
         let mut options = Vec::new();
-        let source = match &mount.volume {
-            Some(name) => {
+        let source = match (&mount.volume, &mount.image) {
+            (None, Some(id)) => {
+                let (_, layers) = image(shared, id).await.map_err(not_an_image)?;
+                let list = serde_json::to_string(&layers);
+                let list = list.map_err(|error| ApiError::internal("list layers", &error))?;
+                options.push(format!("{IMAGE_OPTION}{list}"));
+                // What is mounted is found by the option.
+                Path::new("/").to_owned()
+            }
+            (Some(name), _) => {
                 let (source, more) = shared.volumes.mount(name, &record.id).await?;
                 options.extend(more);
                 source
             }
-            None => {
+            (None, None) => {
                 if mount.create_source {
                     make_source(&mount.source)?;
                 } else {
                     check_source(&mount.source)?;
                 }
+                super::propagation::check(&mount.source, &mount.propagation)?;
                 Path::new(&mount.source).to_owned()
             }
         };
