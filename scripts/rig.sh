@@ -16,10 +16,14 @@ if [ -z "${BULKHEAD_RIG:-}" ]; then
     for file in target/guest/vmlinux $bin/bulkhead $bin/xtask; do
         [ -e $file ] || { echo "rig: there is no $file; make guest" >&2; exit 1; }
     done
-    # Every test program, by its name; cargo has nothing left to build.
-    programs=$(cargo test --release --locked --workspace --no-run --message-format json 2>/dev/null |
-        jq -r 'select(.profile.test and .executable) | "\(.target.name)=\(.executable)"')
-    export BULKHEAD_RIG_PROGRAMS=$programs
+    # Every test program, by its name, in the selections that `make test` has built already:
+    # for another one cargo would build much of it again.
+    programs() {
+        cargo test --release --locked --workspace "$@" --no-run --message-format json |
+            jq -r 'select(.profile.test and .executable) | "\(.target.name)=\(.executable)"'
+    }
+    BULKHEAD_RIG_PROGRAMS=$(programs --quiet --exclude bulkhead-e2e; programs --quiet --test e2e)
+    export BULKHEAD_RIG_PROGRAMS
     # One processor: with a thread for each, QEMU 7.2 sometimes runs what Linux has just replaced
     # in its own code (docs/adr/0021), and a guest with two of them died of it.
     exec $bin/xtask rig --cpus 1 --timeout "$1" -- bash scripts/rig.sh "$@"
