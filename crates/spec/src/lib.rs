@@ -44,7 +44,7 @@ pub use mounts::HostMount;
 pub use process::{DEFAULT_PATH, ExecInput, command, exec_process};
 pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY, check as check_limits};
 pub use security::SecurityOptions;
-pub use validate::{apply_defaults, check_restart, effective_isolation, validate};
+pub use validate::{DEFAULT_RUNTIME, apply_defaults, check_restart, effective_isolation, validate};
 
 /// What a specification is made from. `config` is already merged with its image's
 /// ([`merge_image_config`]), `host_config` has its defaults ([`apply_defaults`]) and both have

@@ -26,6 +26,10 @@ pub fn effective_isolation(
     }
 }
 
+/// The runtime of a container that names none. All names that are accepted mean ours; clients
+/// know this one, compare it, and ask for it.
+pub const DEFAULT_RUNTIME: &str = "runc";
+
 /// Fills in what a request left open, and drops, with a warning, what the host cannot do, so
 /// that what is stored and shown is what applies.
 pub fn apply_defaults(
@@ -34,10 +38,14 @@ pub fn apply_defaults(
     facts: &HostFacts,
 ) -> Vec<String> {
     let mut warnings = Vec::new();
-    host_config.isolation = Some(match isolation {
-        IsolationKind::Process => HostConfigIsolationEnum::PROCESS,
-        IsolationKind::Hyperv => HostConfigIsolationEnum::HYPERV,
-    });
+    // Who asks for the default in so many words reads that again, as from Docker; who asks for
+    // nothing reads what came of it.
+    if host_config.isolation != Some(HostConfigIsolationEnum::DEFAULT) {
+        host_config.isolation = Some(match isolation {
+            IsolationKind::Process => HostConfigIsolationEnum::PROCESS,
+            IsolationKind::Hyperv => HostConfigIsolationEnum::HYPERV,
+        });
+    }
     if isolation == IsolationKind::Process {
         discard_unsupported(host_config, facts, &mut warnings);
     } else {
@@ -52,7 +60,7 @@ pub fn apply_defaults(
         host_config.ipc_mode = Some("private".to_owned());
     }
     if is_blank(&host_config.runtime) {
-        host_config.runtime = Some("bulkhead".to_owned());
+        host_config.runtime = Some(DEFAULT_RUNTIME.to_owned());
     }
     if host_config.shm_size.unwrap_or(0) == 0 {
         host_config.shm_size = Some(mounts::DEFAULT_SHM_SIZE);

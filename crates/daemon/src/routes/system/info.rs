@@ -113,7 +113,7 @@ pub(super) async fn info(State(state): State<AppState>) -> ApiResult<Json<Value>
         "Driver": "erofs",
         "DriverStatus": driver_status(&state, &probe),
         "Plugins": {
-            "Volume": [],
+            "Volume": [crate::services::volumes::DRIVER],
             "Network": ["bridge", "host", "null"],
             "Authorization": Value::Null,
             "Log": LOG_DRIVERS,
@@ -153,8 +153,11 @@ pub(super) async fn info(State(state): State<AppState>) -> ApiResult<Json<Value>
         "Labels": config.labels,
         "ExperimentalBuild": false,
         "ServerVersion": VERSION,
-        "Runtimes": { "bulkhead": { "path": "containerd-shim-bulkhead-v2" } },
-        "DefaultRuntime": "bulkhead",
+        "Runtimes": {
+            "bulkhead": { "path": "containerd-shim-bulkhead-v2" },
+            "runc": { "path": "containerd-shim-bulkhead-v2" },
+        },
+        "DefaultRuntime": bulkhead_spec::DEFAULT_RUNTIME,
         "Swarm": {
             "NodeID": "",
             "NodeAddr": "",
@@ -169,9 +172,9 @@ pub(super) async fn info(State(state): State<AppState>) -> ApiResult<Json<Value>
     let rest = json!({
         "Isolation": config.default_isolation.as_str(),
         "InitBinary": "docker-init",
-        "ContainerdCommit": { "ID": "N/A" },
-        "RuncCommit": { "ID": "N/A" },
-        "InitCommit": { "ID": "N/A" },
+        "ContainerdCommit": { "ID": "N/A", "Expected": "N/A" },
+        "RuncCommit": { "ID": "N/A", "Expected": "N/A" },
+        "InitCommit": { "ID": "N/A", "Expected": "N/A" },
         "SecurityOptions": security,
         "CDISpecDirs": [],
         "Warnings": warnings(&state, &probe),
@@ -300,17 +303,12 @@ fn registries(settings: &RegistrySettings) -> Value {
             "Name": host, "Mirrors": [], "Secure": false, "Official": false,
         });
     }
-    let mirrors = if settings.mirrors.is_empty() {
-        Value::Null
-    } else {
-        json!(settings.mirrors)
-    };
     json!({
-        "AllowNondistributableArtifactsCIDRs": Value::Null,
-        "AllowNondistributableArtifactsHostnames": Value::Null,
+        "AllowNondistributableArtifactsCIDRs": [],
+        "AllowNondistributableArtifactsHostnames": [],
         "InsecureRegistryCIDRs": networks,
         "IndexConfigs": indexes,
-        "Mirrors": mirrors,
+        "Mirrors": settings.mirrors,
     })
 }
 
