@@ -4,11 +4,15 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
-use axum::http::{Request, Uri};
+use axum::http::{Request, Uri, header};
 use axum::response::{IntoResponse, Response};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -78,7 +82,72 @@ async fn answer(router: Router, mut request: Request<Incoming>) -> Result<Respon
     if let Err(refused) = strip_version(&mut request).and_then(|()| strip_slash(&mut request)) {
         return Ok(crate::routes::docker_headers(refused.into_response()).await);
     }
+    let expects = request.headers().contains_key(header::EXPECT);
+    let request = request.map(|body| ReadToItsEnd {
+        body: Some(body),
+        // Who waits for leave to send has not begun.
+        begun: !expects,
+    });
     router.oneshot(request).await
+}
+
+/// Bytes of a body that are still read when nobody wants them.
+const UNWANTED: usize = 256 << 10;
+/// How long they may take.
+const UNWANTED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A request's body of which a handler may leave the rest unread. A client that is sending has
+/// to be let finish: a socket that is closed on it instead takes the answer away, too.
+struct ReadToItsEnd {
+    body: Option<Incoming>,
+    begun: bool,
+}
+
+impl Body for ReadToItsEnd {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.begun = true;
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for ReadToItsEnd {
+    fn drop(&mut self) {
+        let unread = self.body.take();
+        let unread = unread.filter(|body| self.begun && !body.is_end_stream());
+        let (Some(mut body), Ok(runtime)) = (unread, tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn(async move {
+            let rest = async {
+                let mut left = UNWANTED;
+                while let Some(Ok(frame)) = body.frame().await {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    match left.checked_sub(length) {
+                        Some(fewer) => left = fewer,
+                        None => return,
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(UNWANTED_PATIENCE, rest).await;
+        });
+    }
 }
 
 /// Takes `/vX.Y` off the path and leaves it as an extension.
