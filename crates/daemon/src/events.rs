@@ -154,7 +154,13 @@ impl EventFilter {
     /// Whether an event passes.
     pub fn matches(&self, event: &Event) -> bool {
         self.filters.iter().all(|(key, values)| {
-            values.is_empty() || values.iter().any(|value| matches_one(event, key, value))
+            let mut values = values.iter().peekable();
+            match key.as_str() {
+                // One event has several labels.
+                "label" => values.all(|value| matches_one(event, key, value)),
+                _ if values.peek().is_none() => true,
+                _ => values.any(|value| matches_one(event, key, value)),
+            }
         })
     }
 }
@@ -177,7 +183,8 @@ fn matches_one(event: &Event, key: &str, value: &str) -> bool {
         }
         "type" => event.kind == value,
         "scope" => event.scope == value,
-        "container" | "network" | "volume" | "plugin" | "daemon" => is(key),
+        "container" | "network" | "volume" | "plugin" | "daemon" | "node" | "secret"
+        | "service" | "config" => is(key),
         "image" => {
             if event.kind == "image" {
                 is("image")
@@ -191,6 +198,7 @@ fn matches_one(event: &Event, key: &str, value: &str) -> bool {
             Some((name, wanted)) => attributes.get(name).is_some_and(|have| have == wanted),
             None => attributes.contains_key(value),
         },
+        // As dockerd: what it does not know, it does not look at.
         _ => true,
     }
 }

@@ -28,7 +28,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::state::AppState;
 
 /// The first API version that has no `VirtualSize` any more.
-const WITHOUT_VIRTUAL_SIZE: ApiVersion = ApiVersion(1, 44);
+pub(crate) const WITHOUT_VIRTUAL_SIZE: ApiVersion = ApiVersion(1, 44);
 /// The first API version in which an image without a name has no tags, instead of one that
 /// says `<none>`.
 const WITHOUT_NONE_TAGS: ApiVersion = ApiVersion(1, 43);
@@ -204,10 +204,8 @@ fn removals(report: &RemovalReport) -> Vec<Value> {
 async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
     let filters = params.filters()?;
     check_filters(&filters, &["dangling", "label", "label!", "until"])?;
-    let dangling_only = filters
-        .get("dangling")
-        .and_then(|values| values.first())
-        .is_none_or(|value| matches!(value.as_str(), "1" | "true" | "t" | "True" | "TRUE"));
+    let dangling_only = filter::dangling(&filters)?.unwrap_or(true);
+    let until = filter::until(&filters)?;
     let before = state.images.disk_usage().await?;
     let uses = state.containers.image_uses();
     let mut removed = Vec::new();
@@ -215,7 +213,7 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
         let kept = (dangling_only && !image.tags.is_empty())
             || uses.iter().any(|used| used.image == image.id)
             || !filter::matches_labels(&image, &filters)
-            || !filter::is_before_until(&image, &filters)?;
+            || until.is_some_and(|until| image.created >= until);
         if kept {
             continue;
         }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::body::JsonBody;
 use super::network_shapes;
-use super::query::{Params, check_filters, labels_match, timestamp};
+use super::query::{Params, check_filters, labels_match, until};
 use crate::error::{ApiError, ApiResult};
 use crate::services::networks::CreateRequest;
 use crate::services::networks::NetworkView;
@@ -43,6 +43,21 @@ async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<V
             )));
         }
     }
+    match filters.get("dangling").map(Vec::as_slice) {
+        None | Some([]) => {}
+        Some([value]) if matches!(value.as_str(), "true" | "1" | "false" | "0") => {}
+        Some([_]) => {
+            return Err(ApiError::bad_request(
+                "invalid value for filter 'dangling', must be \"true\" (or \"1\"), or \"false\" \
+                 (or \"0\")",
+            ));
+        }
+        Some(_) => {
+            return Err(ApiError::bad_request(
+                "got more than one value for filter key \"dangling\"",
+            ));
+        }
+    }
     let mut views = state.networks.all().await?;
     views.retain(|view| passes(view, &filters));
     views.sort_by(|one, other| one.record.name.cmp(&other.record.name));
@@ -70,7 +85,7 @@ fn passes(view: &NetworkView, filters: &HashMap<String, Vec<String>>) -> bool {
             (value == "builtin") == record.is_predefined()
         })
         && any("dangling", &|value| {
-            matches!(value, "1" | "true" | "True" | "TRUE" | "t" | "T") == dangling
+            matches!(value, "1" | "true") == dangling
         })
         && labels_match(Some(&labels(view)), filters)
 }
@@ -111,15 +126,7 @@ async fn remove(State(state): State<AppState>, Path(id): Path<String>) -> ApiRes
 async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
     let filters = params.filters()?;
     check_filters(&filters, &["label", "label!", "until"])?;
-    let until = match filters.get("until").map(Vec::as_slice) {
-        None | Some([]) => None,
-        Some([one]) => Some(timestamp(one)?),
-        Some(_) => {
-            return Err(ApiError::bad_request(
-                "more than one until filter specified",
-            ));
-        }
-    };
+    let until = until(&filters)?;
     let removed = state
         .networks
         .prune(|view| {
@@ -127,6 +134,7 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
             until.is_none_or(old) && labels_match(Some(&labels(view)), &filters)
         })
         .await?;
+    state.events.pruned("network", 0);
     Ok(Json(match removed.is_empty() {
         true => json!({ "NetworksDeleted": Value::Null }),
         false => json!({ "NetworksDeleted": removed }),

@@ -101,10 +101,12 @@ pub fn filters(text: Option<&str>) -> ApiResult<HashMap<String, Vec<String>>> {
     let Some(text) = text else {
         return Ok(HashMap::new());
     };
-    let decoded: HashMap<String, Values> = serde_json::from_str(text)
+    let decoded: Option<HashMap<String, Option<Values>>> = serde_json::from_str(text)
         .map_err(|_| ApiError::bad_request(format!("invalid filter: '{text}'")))?;
     Ok(decoded
+        .unwrap_or_default()
         .into_iter()
+        .filter_map(|(key, values)| Some((key, values?)))
         .map(|(key, values)| {
             let values = match values {
                 Values::Set(set) => set
@@ -116,6 +118,20 @@ pub fn filters(text: Option<&str>) -> ApiResult<HashMap<String, Vec<String>>> {
             (key, values)
         })
         .collect())
+}
+
+/// The one time in the filter `until`.
+///
+/// # Errors
+/// 400 for several and for what is no time.
+pub fn until(filters: &HashMap<String, Vec<String>>) -> ApiResult<Option<Timestamp>> {
+    match filters.get("until").map(Vec::as_slice) {
+        None | Some([]) => Ok(None),
+        Some([one]) => timestamp(one).map(Some),
+        Some(_) => Err(ApiError::bad_request(
+            "more than one until filter specified",
+        )),
+    }
 }
 
 /// Refuses keys that a route doesn't know.
@@ -210,6 +226,9 @@ mod tests {
     fn both_shapes_of_filters() {
         let new = filters(Some(r#"{"status":{"exited":true,"dead":false}}"#)).unwrap();
         assert_eq!(new["status"], ["exited"]);
+        for nothing in ["null", r#"{"status":null}"#] {
+            assert!(filters(Some(nothing)).unwrap().is_empty());
+        }
         let old = filters(Some(r#"{"status":["exited"]}"#)).unwrap();
         assert_eq!(old["status"], ["exited"]);
         assert!(filters(Some("[")).is_err());

@@ -27,6 +27,7 @@ pub(super) async fn select<'a>(
     let before = reference_time(state, images, filters, "before").await?;
     let since = reference_time(state, images, filters, "since").await?;
     let dangling = dangling(filters)?;
+    let until = until(filters)?;
     let parents: HashSet<&ImageId> = images.iter().filter_map(|i| i.parent.as_ref()).collect();
     let mut out = Vec::new();
     for image in images {
@@ -41,7 +42,7 @@ pub(super) async fn select<'a>(
             && before.is_none_or(|time| image.created_nanoseconds < time)
             && since.is_none_or(|time| image.created_nanoseconds > time)
             && matches_labels(image, filters)
-            && is_before_until(image, filters)?
+            && until.is_none_or(|until| image.created < until)
             && matches_reference(image, filters);
         if passes {
             out.push(image);
@@ -67,7 +68,11 @@ async fn reference_time(
         .map(|image| image.created_nanoseconds))
 }
 
-fn dangling(filters: &Filters) -> ApiResult<Option<bool>> {
+/// What `dangling` asks for.
+///
+/// # Errors
+/// 400 for what is neither true nor false.
+pub(super) fn dangling(filters: &Filters) -> ApiResult<Option<bool>> {
     let Some(value) = filters.get("dangling").and_then(|values| values.first()) else {
         return Ok(None);
     };
@@ -98,21 +103,27 @@ pub(super) fn matches_labels(image: &ImageSummary, filters: &Filters) -> bool {
     values("label").iter().all(has) && !values("label!").iter().any(has)
 }
 
-/// Whether an image is older than `until` says.
+/// The time, in seconds since the epoch, that images have to be older than.
 ///
 /// # Errors
-/// 400 for what is no time.
-pub(super) fn is_before_until(image: &ImageSummary, filters: &Filters) -> ApiResult<bool> {
-    let Some(value) = filters.get("until").and_then(|values| values.first()) else {
-        return Ok(true);
+/// 400 for what is no time, and for several.
+pub(super) fn until(filters: &Filters) -> ApiResult<Option<i64>> {
+    let value = match filters.get("until").map(Vec::as_slice) {
+        None | Some([]) => return Ok(None),
+        Some([value]) => value,
+        Some(_) => {
+            return Err(ApiError::bad_request(
+                "more than one until filter specified",
+            ));
+        }
     };
-    let until = until_time(value, Timestamp::now()).ok_or_else(|| {
+    let time = until_time(value, Timestamp::now()).ok_or_else(|| {
         ApiError::bad_request(format!(
             "invalid value '{value}' for filter 'until': use a time such as \
              2026-01-31T10:00:00Z, seconds since the epoch, or an age such as 24h"
         ))
     })?;
-    Ok(image.created < until)
+    Ok(Some(time))
 }
 
 /// Seconds since the epoch of a time, a date, a number of seconds or an age (`1h30m`).
