@@ -84,6 +84,8 @@ pub enum RunNews<'a> {
     Started(&'a str),
     /// What it writes.
     Output(&'a str),
+    /// What it writes to its stderr.
+    Errors(&'a str),
 }
 
 /// Who may use a named cache together.

@@ -71,6 +71,7 @@ impl Stage<'_, '_> {
         let outcome = host.run(request, &mut |news| match news {
             RunNews::Started(id) => voice.say(&format!(" ---> Running in {}\n", short(id))),
             RunNews::Output(text) => voice.say(text),
+            RunNews::Errors(text) => voice.say_errors(text),
         })?;
         let container = outcome.container;
         let removed = |when: bool| {

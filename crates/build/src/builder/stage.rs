@@ -188,23 +188,37 @@ impl<'b, 'a> Stage<'b, 'a> {
         if self.build.options.no_cache {
             return Ok(false);
         }
-        let mut found = self.build.host.cached(key)?;
-        if found.is_none()
-            && let Some(document) = self.found_in_cache_sources(outcome)
-        {
-            found = Some(self.build.host.store(NewStep {
-                document,
-                parent: self.base.as_ref().map(|base| base.id),
-                layer: None,
-                cache_key: *key,
-            })?);
-        }
-        let Some(found) = found else {
+        let Some(found) = self.find_cached(outcome, key)? else {
             return Ok(false);
         };
         self.voice.say(" ---> Using cache\n");
         self.base = Some(found);
         Ok(true)
+    }
+
+    /// The step in the cache. With `--cache-from`, that is what those images are made of, and
+    /// nothing else: whoever names them wants what they have.
+    fn find_cached(&self, outcome: &Outcome, key: &Digest) -> Result<Option<Base>, BuildError> {
+        let host = self.build.host;
+        if self.build.options.cache_from.is_empty() {
+            return Ok(host.cached(key)?);
+        }
+        let Some(document) = self.found_in_cache_sources(outcome) else {
+            return Ok(None);
+        };
+        let known = host.cached(key)?;
+        if known
+            .as_ref()
+            .is_some_and(|known| known.document == document)
+        {
+            return Ok(known);
+        }
+        Ok(Some(host.store(NewStep {
+            document,
+            parent: self.base.as_ref().map(|base| base.id),
+            layer: None,
+            cache_key: *key,
+        })?))
     }
 
     /// The step as an image of `--cache-from` has it: one whose history goes on like this.

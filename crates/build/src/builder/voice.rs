@@ -49,6 +49,15 @@ impl<'a> Voice<'a> {
         }
     }
 
+    /// What goes to a command's stderr: red, as clients know it, where nothing stands before
+    /// the lines.
+    pub(super) fn say_errors(&self, text: &str) {
+        match self.stage {
+            None => self.host.say(&format!("\x1b[91m{text}\x1b[0m")),
+            Some(_) => self.say(text),
+        }
+    }
+
     fn finish_line(&self) {
         let mut line = self.line.take();
         let Some((name, steps)) = &self.stage else {

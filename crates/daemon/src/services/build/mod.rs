@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::containers::lifecycle::WaitCondition;
-use super::containers::logs::{self, LogQuery};
+use super::containers::logs::{self, LogQuery, Stream};
 use super::containers::signals;
 use super::containers::{Containers, Handle as Container};
 use crate::config::Config;
@@ -292,6 +292,7 @@ impl BuildHost {
                 stdout: true,
                 stderr: true,
                 follow: true,
+                framed: true,
                 ..LogQuery::default()
             };
             let mut lines = logs::read(path, query, container.watch());
@@ -306,7 +307,13 @@ impl BuildHost {
                 };
                 match line {
                     Some(Ok(bytes)) => {
-                        hear(RunNews::Output(&String::from_utf8_lossy(&bytes)));
+                        for (stream, text) in logs::frames(&bytes) {
+                            let text = String::from_utf8_lossy(text);
+                            hear(match stream {
+                                Stream::Stderr => RunNews::Errors(&text),
+                                Stream::Stdout => RunNews::Output(&text),
+                            });
+                        }
                     }
                     Some(Err(error)) => {
                         let _ = container.kill(signals::KILL).await;

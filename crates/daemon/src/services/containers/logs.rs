@@ -6,8 +6,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_task::json_log::{self, Entry};
+use bulkhead_task::options::IsolationKind;
 use bytes::{BufMut, Bytes, BytesMut};
 use jiff::Timestamp;
 use rustix::fs::inotify;
@@ -15,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{mpsc, watch};
 
-use super::model::View;
+use super::model::{Status, View};
 
 /// Bytes read from a log at a time.
 const CHUNK: usize = 64 << 10;
@@ -47,6 +49,76 @@ pub struct LogQuery {
     pub details: bool,
     /// In Docker's stream frames; otherwise raw.
     pub framed: bool,
+}
+
+/// Where a piece of a log comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Its stdout.
+    Stdout,
+    /// Its stderr.
+    Stderr,
+}
+
+/// The frames in one piece of a framed log; pieces hold whole frames.
+pub fn frames(mut piece: &[u8]) -> impl Iterator<Item = (Stream, &[u8])> {
+    std::iter::from_fn(move || {
+        let (head, rest) = piece.split_first_chunk::<8>()?;
+        let [stream, _, _, _, length @ ..] = *head;
+        let length = usize::try_from(u32::from_be_bytes(length)).ok()?;
+        let (text, rest) = rest.split_at_checked(length)?;
+        piece = rest;
+        let stream = if stream == 2 {
+            Stream::Stderr
+        } else {
+            Stream::Stdout
+        };
+        Some((stream, text))
+    })
+}
+
+/// How long after its start a container may take to say its first words, as other engines
+/// take to say that it was started.
+const FIRST_WORDS: Duration = Duration::from_millis(100);
+/// The same where a command has to be read and run on a processor of its own.
+const FIRST_WORDS_IN_VM: Duration = Duration::from_millis(1000);
+/// How often is looked meanwhile.
+const GLANCE: Duration = Duration::from_millis(25);
+
+/// Gives a container that was just started the moment that its first words need: clients look
+/// at the log of a short command right after they started it. Ends with the container, when
+/// it has spoken and says no more, or when the moment is over.
+pub async fn first_words(path: &Path, mut view: watch::Receiver<Arc<View>>) {
+    let moment = match view.borrow().record.isolation {
+        IsolationKind::Process => FIRST_WORDS,
+        IsolationKind::Hyperv => FIRST_WORDS_IN_VM,
+    };
+    let waits = async {
+        let mut spoken = 0;
+        loop {
+            let (alive, age) = {
+                let view = view.borrow_and_update();
+                let started = view.record.state.started_at.unwrap_or_default();
+                let age = Timestamp::now().duration_since(started);
+                (view.record.state.status == Status::Running, age)
+            };
+            let Ok(age) = Duration::try_from(age) else {
+                return;
+            };
+            if !alive || age >= moment {
+                return;
+            }
+            let length = tokio::fs::metadata(path).await.map_or(0, |file| file.len());
+            if length > 0 && length == spoken {
+                return;
+            }
+            spoken = length;
+            // Its end wakes sooner.
+            let _ = tokio::time::timeout(GLANCE, view.changed()).await;
+        }
+    };
+    // Whatever the clocks say.
+    let _ = tokio::time::timeout(moment, waits).await;
 }
 
 /// Reads a log; what comes out of the receiver are bytes for the client. It ends with the
