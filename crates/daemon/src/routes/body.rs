@@ -7,6 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::error::{ApiError, ApiResult};
 
@@ -25,10 +26,13 @@ pub struct OptionalJson<T>(pub Option<T>);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
-        match OptionalJson::from_request(request, state).await?.0 {
-            Some(value) => Ok(Self(value)),
-            None => Err(ApiError::bad_request("invalid JSON: EOF")),
+    async fn from_request(request: Request, _state: &S) -> ApiResult<Self> {
+        let bytes = checked(request).await?;
+        match bytes.trim_ascii() {
+            b"" => Err(ApiError::bad_request("invalid JSON: EOF")),
+            // An object in which nothing is set.
+            b"null" => decode(b"{}").map(Self),
+            _ => decode(&bytes).map(Self),
         }
     }
 }
@@ -37,15 +41,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> ApiResult<Self> {
-        let (parts, body) = request.into_parts();
-        let bytes = read(body).await?;
-        check_type(&parts.headers, bytes.is_empty())?;
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            return Ok(Self(None));
+        let bytes = checked(request).await?;
+        match bytes.trim_ascii() {
+            b"" | b"null" => Ok(Self(None)),
+            _ => decode(&bytes).map(Some).map(Self),
         }
-        // `null` is nothing too.
-        decode(&bytes).map(Self)
     }
+}
+
+/// The whole body, if it may be JSON.
+async fn checked(request: Request) -> ApiResult<Bytes> {
+    let (parts, body) = request.into_parts();
+    let bytes = read(body).await?;
+    check_type(&parts.headers, bytes.is_empty())?;
+    Ok(bytes)
 }
 
 /// Reads a whole body of at most [`MAX_JSON`] bytes.
@@ -70,7 +79,56 @@ fn check_type(headers: &HeaderMap, empty: bool) -> ApiResult<()> {
     )))
 }
 
+/// Makes of a container's configuration what Go's decoder would: a member that is `null` is
+/// empty, and one text stands for a list of it where Docker has it so.
+pub fn as_go_reads(config: &mut Value) {
+    for place in [
+        "/Cmd",
+        "/Entrypoint",
+        "/Shell",
+        "/HostConfig/CapAdd",
+        "/HostConfig/CapDrop",
+    ] {
+        if let Some(value) = config.pointer_mut(place)
+            && value.is_string()
+        {
+            *value = Value::Array(vec![value.take()]);
+        }
+    }
+    let object = || Value::Object(serde_json::Map::default());
+    let text = || Value::from("");
+    for (place, empty) in [
+        ("/Cmd", text()),
+        ("/Entrypoint", text()),
+        ("/Shell", text()),
+        ("/Env", text()),
+        ("/OnBuild", text()),
+        ("/Labels", text()),
+        ("/ExposedPorts", object()),
+        ("/Volumes", object()),
+        ("/HostConfig/Tmpfs", text()),
+        ("/HostConfig/Sysctls", text()),
+        ("/HostConfig/Annotations", text()),
+        ("/HostConfig/LogConfig/Config", text()),
+    ] {
+        let members: Vec<&mut Value> = match config.pointer_mut(place) {
+            Some(Value::Object(members)) => members.values_mut().collect(),
+            Some(Value::Array(members)) => members.iter_mut().collect(),
+            _ => continue,
+        };
+        for member in members.into_iter().filter(|member| member.is_null()) {
+            *member = empty.clone();
+        }
+    }
+}
+
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
+    // serde takes a list for an object with its members in order; nobody means that.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::bad_request(
+            "invalid JSON: an object is expected, not a list",
+        ));
+    }
     let mut decoder = serde_json::Deserializer::from_slice(bytes);
     let value = T::deserialize(&mut decoder)
         .map_err(|error| ApiError::bad_request(format!("invalid JSON: {error}")))?;
@@ -83,9 +141,9 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
+    use serde_json::json;
 
-    async fn body(kind: Option<&str>, text: &'static str) -> ApiResult<Value> {
+    async fn body_of(kind: Option<&str>, text: &'static str) -> ApiResult<Value> {
         let mut request = Request::builder();
         if let Some(kind) = kind {
             request = request.header(header::CONTENT_TYPE, kind);
@@ -102,14 +160,30 @@ mod tests {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from("null"))
             .unwrap();
-        let body = OptionalJson::<Vec<u8>>::from_request(request, &()).await;
+        let body = OptionalJson::<Value>::from_request(request, &()).await;
         assert_eq!(body.unwrap().0, None);
+        let json = Some("application/json");
+        assert_eq!(body_of(json, "null").await.unwrap(), json!({}));
+    }
+
+    #[test]
+    fn configurations_as_go_reads_them() {
+        let mut config = json!({
+            "Cmd": "true", "Entrypoint": ["a", null], "Volumes": { "/v": null },
+            "HostConfig": { "CapAdd": "ALL" },
+        });
+        as_go_reads(&mut config);
+        let read = json!({
+            "Cmd": ["true"], "Entrypoint": ["a", ""], "Volumes": { "/v": {} },
+            "HostConfig": { "CapAdd": ["ALL"] },
+        });
+        assert_eq!(config, read);
     }
 
     #[tokio::test]
     async fn json_is_declared_and_alone() {
         let json = Some("application/json; charset=utf-8");
-        assert_eq!(body(json, " {} ").await.unwrap(), serde_json::json!({}));
+        assert_eq!(body_of(json, " {} ").await.unwrap(), json!({}));
         for (kind, text, why) in [
             (
                 Some("text/plain"),
@@ -118,11 +192,12 @@ mod tests {
             ),
             (None, "{}", "unsupported Content-Type header ()"),
             (json, "{x", "invalid JSON"),
+            (json, "[]", "an object is expected"),
             (json, "{} trailing", "unexpected content after JSON"),
             (json, "", "invalid JSON: EOF"),
             (None, "", "invalid JSON: EOF"),
         ] {
-            let error = body(kind, text).await.unwrap_err();
+            let error = body_of(kind, text).await.unwrap_err();
             assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST);
             assert!(
                 error.message.contains(why),

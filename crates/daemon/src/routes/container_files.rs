@@ -12,6 +12,7 @@ use bollard_stubs::models::ContainerConfig;
 use bulkhead_files::{ChangeKind, PathStat};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -214,8 +215,15 @@ async fn export(State(state): State<AppState>, Path(id): Path<String>) -> ApiRes
 async fn commit(
     State(state): State<AppState>,
     params: Params,
-    OptionalJson(config): OptionalJson<ContainerConfig>,
+    OptionalJson(config): OptionalJson<Value>,
 ) -> ApiResult<Response> {
+    let config = config
+        .map(|mut config| {
+            super::body::as_go_reads(&mut config);
+            ContainerConfig::deserialize(config)
+        })
+        .transpose()
+        .map_err(|error| ApiError::bad_request(format!("invalid JSON: {error}")))?;
     let container = params
         .get("container")
         .ok_or_else(|| ApiError::bad_request("bad parameter: 'container' cannot be empty"))?;

@@ -242,6 +242,9 @@ async fn read_logs(
         details: params.flag("details"),
         framed: !view.record.tty(),
     };
+    if !query.follow {
+        logs::first_words(&path, container.watch()).await;
+    }
     let pieces = logs::read(path, query, container.watch());
     let stream = futures::stream::unfold(pieces, |mut pieces| async move {
         let piece = pieces.recv().await?;
@@ -284,7 +287,9 @@ async fn resize(
         container.view().task.clone().ok_or_else(|| {
             ApiError::conflict(format!("container {} is not running", container.id))
         })?;
-    task.resize("", size.width, size.height).await?;
+    if let Err(error) = task.resize("", size.width, size.height).await {
+        return Err(container.explain(error.into()).await);
+    }
     container
         .announce(
             "resize",

@@ -65,7 +65,11 @@ async fn processes(
         })?,
     };
     let args = params.get("ps_args").unwrap_or("-ef");
-    let table = top::table(args, task.processes().await?)?;
+    let processes = match task.processes().await {
+        Ok(processes) => processes,
+        Err(error) => return Err(container.explain(error.into()).await),
+    };
+    let table = top::table(args, processes)?;
     container.announce("top", Vec::new()).await;
     Ok(Json(
         json!({ "Titles": table.titles, "Processes": table.rows }),
@@ -107,7 +111,10 @@ async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<V
     check_filters(&filters, &FILTERS)?;
     // Older clients have these outside the filters.
     for key in ["before", "since"] {
-        if let Some(value) = params.get(key) {
+        // They never failed for one that is not there.
+        if let Some(value) = params.get(key)
+            && state.containers.find(value).is_ok()
+        {
             filters
                 .entry(key.to_owned())
                 .or_default()
@@ -140,12 +147,15 @@ async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<V
     }
     let now = Timestamp::now();
     let mut out = Vec::with_capacity(views.len());
+    let more_names = state.containers.link_names();
     for view in views {
         let size = match params.flag("size") {
             true => Some(sizes(&state, &view).await),
             false => None,
         };
-        out.push(shapes::summary(&view, size, now));
+        let more_names = more_names.get(&view.record.id);
+        let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
+        out.push(shapes::summary(&view, more_names, size, now));
     }
     Ok(Json(Value::Array(out)))
 }
@@ -197,6 +207,13 @@ impl<'a> Chosen<'a> {
             if !["none", "starting", "healthy", "unhealthy"].contains(&health.as_str()) {
                 return Err(ApiError::bad_request(format!(
                     "invalid filter 'health={health}'"
+                )));
+            }
+        }
+        for value in values("is-task") {
+            if !matches!(value.as_str(), "true" | "1" | "false" | "0") {
+                return Err(ApiError::bad_request(format!(
+                    "invalid filter 'is-task=[{value}]'"
                 )));
             }
         }

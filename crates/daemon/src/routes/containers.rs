@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, post};
 use serde_json::{Value, json};
@@ -18,6 +18,9 @@ use crate::error::{ApiError, ApiResult};
 use crate::services::containers::lifecycle::WaitCondition;
 use crate::services::containers::{UpdateRequest, signals};
 use crate::state::AppState;
+
+/// Bytes that clients send for an empty body: `null` or `{}`, and the end of a line.
+const LONGEST_NOTHING: u64 = 7;
 
 /// The routes.
 pub fn router() -> Router<AppState> {
@@ -34,16 +37,18 @@ pub fn router() -> Router<AppState> {
         .route("/containers/{id}/wait", post(wait))
         .route("/containers/{id}/update", post(update))
         .route("/containers/{id}", delete(remove))
+        .route("/containers/{id}/{alias}", delete(remove_linked))
 }
 
 async fn create(
     State(state): State<AppState>,
     params: Params,
-    JsonBody(body): JsonBody<Value>,
+    JsonBody(mut body): JsonBody<Value>,
 ) -> ApiResult<Response> {
     if !body.is_object() {
         return Err(ApiError::bad_request("invalid JSON: an object is expected"));
     }
+    super::body::as_go_reads(&mut body);
     let created = state
         .containers
         .create(params.get("name"), params.get("platform"), body)
@@ -55,7 +60,20 @@ async fn create(
         .into_response())
 }
 
-async fn start(State(state): State<AppState>, Path(id): Path<String>) -> ApiResult<StatusCode> {
+async fn start(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult<StatusCode> {
+    // Once a configuration came here; whoever sends one today must not think that it counts.
+    let length = headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > LONGEST_NOTHING) {
+        return Err(ApiError::bad_request(
+            "starting container with non-empty request body was deprecated since API v1.22 and \
+             removed in v1.24",
+        ));
+    }
     state.containers.find(&id)?.start().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -150,7 +168,7 @@ async fn wait(
             waited = waiting => waited,
             () = shutdown.cancelled_owned() => return Ok::<_, Infallible>(Bytes::new()),
         };
-        let mut line = json!({ "StatusCode": waited.code }).to_string();
+        let mut line = json!({ "Error": null, "StatusCode": waited.code }).to_string();
         line.push('\n');
         Ok(Bytes::from(line))
     });
@@ -166,8 +184,9 @@ async fn update(
     State(state): State<AppState>,
     Path(id): Path<String>,
     axum::Extension(version): axum::Extension<ApiVersion>,
-    JsonBody(mut request): JsonBody<UpdateRequest>,
+    JsonBody(body): JsonBody<Value>,
 ) -> ApiResult<Json<Value>> {
+    let mut request = UpdateRequest::read(&body)?;
     if version < ApiVersion(1, 40) {
         request = request.without_pids_limit();
     }
@@ -181,25 +200,51 @@ async fn remove(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult<StatusCode> {
+    let container = match id.trim_start_matches('/').split_once('/') {
+        Some((parent, alias)) => return remove_by_link(&state, parent, alias, &params).await,
+        None => state.containers.find(&id)?,
+    };
     if params.flag("link") {
-        return Err(ApiError::bad_request(
-            "links between containers are not supported",
+        return Err(ApiError::conflict(
+            "Conflict, cannot remove the default link name of the container",
         ));
     }
-    let container = state.containers.find(&id)?;
     container
         .remove(params.flag("force"), params.flag("v"))
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
+async fn remove_linked(
+    State(state): State<AppState>,
+    Path((parent, alias)): Path<(String, String)>,
+    params: Params,
+) -> ApiResult<StatusCode> {
+    remove_by_link(&state, &parent, &alias, &params).await
+}
+
+/// Removes a link, or the container that another one knows by it.
+async fn remove_by_link(
+    state: &AppState,
+    parent: &str,
+    alias: &str,
+    params: &Params,
+) -> ApiResult<StatusCode> {
+    let linked = state.containers.linked(parent, alias)?;
+    if params.flag("link") {
+        state.containers.find(parent)?.unlink(alias).await?;
+    } else {
+        linked
+            .remove(params.flag("force"), params.flag("v"))
+            .await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
 async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
     let filters = params.filters()?;
     check_filters(&filters, &["until", "label", "label!"])?;
-    let until = match filters.get("until").and_then(|values| values.first()) {
-        Some(text) => Some(super::query::timestamp(text)?),
-        None => None,
-    };
+    let until = super::query::until(&filters)?;
     let (removed, bytes) = state
         .containers
         .prune(|view| {
@@ -209,7 +254,8 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
         })
         .await;
     state.events.pruned("container", bytes);
-    Ok(Json(
-        json!({ "ContainersDeleted": removed, "SpaceReclaimed": bytes }),
-    ))
+    Ok(Json(json!({
+        "ContainersDeleted": if removed.is_empty() { Value::Null } else { json!(removed) },
+        "SpaceReclaimed": bytes,
+    })))
 }

@@ -38,7 +38,13 @@ pub fn router(state: AppState) -> Router {
         .merge(container_streams::router())
         .merge(container_views::router())
         .fallback(|| async { ApiError::not_found("page not found") })
-        .method_not_allowed_fallback(|| async { ApiError::not_found("page not found") })
+        .method_not_allowed_fallback(|method: Method| async move {
+            // Docker says so of every path.
+            match method {
+                Method::OPTIONS => axum::http::StatusCode::OK.into_response(),
+                _ => ApiError::not_found("page not found").into_response(),
+            }
+        })
         .layer(axum::middleware::from_fn(to_its_end))
         .layer(axum::middleware::map_response(docker_headers))
         .with_state(state)

@@ -72,11 +72,11 @@ pub fn host_config(host_config: &HostConfig) -> Value {
     let mut template = json!({
         "Binds": null, "ContainerIDFile": "",
         "LogConfig": { "Type": "json-file", "Config": {} },
-        "NetworkMode": "", "PortBindings": {},
+        "NetworkMode": "", "PortBindings": null,
         "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
         "AutoRemove": false, "VolumeDriver": "", "VolumesFrom": null, "ConsoleSize": [0, 0],
         "CapAdd": null, "CapDrop": null, "CgroupnsMode": "",
-        "Dns": [], "DnsOptions": [], "DnsSearch": [], "ExtraHosts": null, "GroupAdd": null,
+        "Dns": null, "DnsOptions": null, "DnsSearch": null, "ExtraHosts": null, "GroupAdd": null,
         "IpcMode": "", "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "",
         "Privileged": false, "PublishAllPorts": false, "ReadonlyRootfs": false,
         "SecurityOpt": null, "UTSMode": "", "UsernsMode": "", "ShmSize": 0, "Runtime": "",
@@ -84,12 +84,12 @@ pub fn host_config(host_config: &HostConfig) -> Value {
     });
     let limits = json!({
         "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0,
-        "BlkioWeightDevice": [], "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [],
-        "BlkioDeviceReadIOps": [], "BlkioDeviceWriteIOps": [],
+        "BlkioWeightDevice": null, "BlkioDeviceReadBps": null, "BlkioDeviceWriteBps": null,
+        "BlkioDeviceReadIOps": null, "BlkioDeviceWriteIOps": null,
         "CpuPeriod": 0, "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0,
-        "CpusetCpus": "", "CpusetMems": "", "Devices": [], "DeviceCgroupRules": null,
+        "CpusetCpus": "", "CpusetMems": "", "Devices": null, "DeviceCgroupRules": null,
         "DeviceRequests": null, "MemoryReservation": 0, "MemorySwap": 0,
-        "MemorySwappiness": null, "OomKillDisable": null, "PidsLimit": null, "Ulimits": [],
+        "MemorySwappiness": null, "OomKillDisable": false, "PidsLimit": null, "Ulimits": null,
         "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
         "MaskedPaths": null, "ReadonlyPaths": null,
     });
@@ -97,6 +97,18 @@ pub fn host_config(host_config: &HostConfig) -> Value {
         template.extend(limits);
     }
     let mut out = fill(template, host_config);
+    let bindings = out["PortBindings"].as_object_mut();
+    let bindings = bindings.into_iter().flat_map(Map::values_mut);
+    for binding in bindings.filter_map(Value::as_array_mut).flatten() {
+        if let Value::Object(binding) = binding {
+            for key in ["HostIp", "HostPort"] {
+                let value = binding.entry(key).or_insert(Value::Null);
+                if value.is_null() {
+                    *value = json!("");
+                }
+            }
+        }
+    }
     if let Some(name) = out.pointer_mut("/RestartPolicy/Name")
         && name.as_str() == Some("")
     {
@@ -183,6 +195,11 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<(u64, u64)>) -
     let record = &view.record;
     let files = containers.files(record);
     let execs = containers.execs_of(&record.id);
+    let links = containers.links(record);
+    let shown = HostConfig {
+        links: (!links.is_empty()).then_some(links),
+        ..record.host_config.clone()
+    };
     let mut out = json!({
         "Id": record.id,
         "Created": format!("{:.9}", record.created),
@@ -202,7 +219,7 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<(u64, u64)>) -
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
-        "HostConfig": host_config(&record.host_config),
+        "HostConfig": host_config(&shown),
         "GraphDriver": {
             "Data": { "WritableDir": files.writable },
             "Name": STORAGE_DRIVER,
@@ -226,14 +243,22 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<(u64, u64)>) -
 }
 
 /// One entry of `GET /containers/json`.
-pub fn summary(view: &View, size: Option<(u64, u64)>, now: Timestamp) -> Value {
+///
+/// `more_names` are those that links give it.
+pub fn summary(
+    view: &View,
+    more_names: &[String],
+    size: Option<(u64, u64)>,
+    now: Timestamp,
+) -> Value {
     let record = &view.record;
     let mut out = Map::new();
     let mut put = |key: &str, value: Value| {
         out.insert(key.to_owned(), value);
     };
     put("Id", json!(record.id));
-    put("Names", json!([format!("/{}", record.name)]));
+    let own_name = [format!("/{}", record.name)];
+    put("Names", json!([&own_name, more_names].concat()));
     put("Image", json!(record.image));
     put("ImageID", json!(record.image_id));
     put("Command", json!(command_line(record)));

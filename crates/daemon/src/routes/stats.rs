@@ -176,19 +176,16 @@ fn block_io(stats: Option<&Stats>) -> Value {
         operations.push(entry("read", device.reads));
         operations.push(entry("write", device.writes));
     }
-    let list = |list: Vec<Value>| match list.is_empty() {
-        true => Value::Null,
-        false => Value::Array(list),
-    };
+    // Clients walk through all of these without asking whether they are there.
     json!({
-        "io_service_bytes_recursive": list(bytes),
-        "io_serviced_recursive": list(operations),
-        "io_queue_recursive": null,
-        "io_service_time_recursive": null,
-        "io_wait_time_recursive": null,
-        "io_merged_recursive": null,
-        "io_time_recursive": null,
-        "sectors_recursive": null,
+        "io_service_bytes_recursive": bytes,
+        "io_serviced_recursive": operations,
+        "io_queue_recursive": [],
+        "io_service_time_recursive": [],
+        "io_wait_time_recursive": [],
+        "io_merged_recursive": [],
+        "io_time_recursive": [],
+        "sectors_recursive": [],
     })
 }
 

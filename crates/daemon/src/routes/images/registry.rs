@@ -96,15 +96,9 @@ pub(super) async fn push(
         Some(tag) => parsed.with_tag(tag).map_err(|error| bad(&error))?,
         None => parsed,
     };
-    let credentials = headers
-        .get("x-registry-auth")
-        .and_then(|value| value.to_str().ok())
-        .map(Credentials::from_header)
-        .transpose()
-        .map_err(|error| api_error(&error))?;
     let request = PushRequest {
         reference,
-        credentials,
+        credentials: credentials(headers),
     };
     let daemon = Arc::clone(state);
     stream(move |reporter| async move {

@@ -1,8 +1,8 @@
 //! Images in and out: load, import, save; pull begins here.
 //!
 //! Answers to uploads are streams of JSON lines that begin while the upload still runs. An
-//! upload that fails before the first line is due is answered with a status; later the error
-//! is a line of its own, as clients know it from dockerd.
+//! upload that fails before the first line is due is answered with a status, unless it is a
+//! `load`; later the error is a line of its own, as clients know it from dockerd.
 
 mod archive;
 
@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bulkhead_image::{ImageError, ImportOptions, LoadedImage, Platform, Progress};
+use bulkhead_registry::FetchedFile;
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -37,8 +38,12 @@ pub(super) async fn load(
     upload(body, move |reader, lines| {
         let loaded = state
             .images
-            .load_blocking(reader, &|progress| lines.report(quiet, progress))?;
-        Ok(loaded.iter().flat_map(loaded_lines).collect())
+            .load_blocking(reader, &|progress| lines.report(quiet, progress));
+        // What is wrong with an archive is a line of a good answer, always: clients look there.
+        Ok(match loaded {
+            Ok(loaded) => loaded.iter().flat_map(loaded_lines).collect(),
+            Err(error) => vec![failure(&error.full_message())],
+        })
     })
     .await
 }
@@ -71,20 +76,9 @@ pub(super) async fn create(
         let platform = params.get("platform").map(platform).transpose()?;
         return super::registry::pull(&state, image, params.get("tag"), platform, &headers).await;
     }
-    match params.get("fromSrc") {
-        Some("-") => {}
-        Some(address) => {
-            return Err(ApiError::not_implemented(format!(
-                "importing from {address} is not available in this version of bulkhead yet: \
-                 download it and use 'docker import FILE'"
-            )));
-        }
-        None => {
-            return Err(ApiError::bad_request(
-                "either fromImage or fromSrc must be given",
-            ));
-        }
-    }
+    let source = params
+        .get("fromSrc")
+        .ok_or_else(|| ApiError::bad_request("either fromImage or fromSrc must be given"))?;
     let options = ImportOptions {
         reference: params
             .get("repo")
@@ -94,7 +88,20 @@ pub(super) async fn create(
         changes: params.all("changes").map(str::to_owned).collect(),
         platform: params.get("platform").map(platform).transpose()?,
     };
-    upload(body, move |reader, lines| {
+    let (frames, reader) = BodyReader::new();
+    match source {
+        "-" => drop(tokio::spawn(feed(body, frames))),
+        address => {
+            let address = match address.contains("://") {
+                true => address.to_owned(),
+                false => format!("http://{address}"),
+            };
+            let fetched = state.registry.fetch(&address).await;
+            let fetched = fetched.map_err(|error| super::registry::api_error(&error))?;
+            tokio::spawn(feed_fetched(fetched, frames));
+        }
+    }
+    answer(reader, move |reader, lines| {
         let id = state
             .images
             .import_blocking(reader, &options, &|progress| lines.report(false, progress))?;
@@ -102,6 +109,50 @@ pub(super) async fn create(
     })
     .await
 }
+
+/// The operating systems that Go knows.
+const SYSTEMS: [&str; 16] = [
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+];
+
+/// The architectures that Go knows, by their names there and elsewhere.
+const ARCHITECTURES: [(&str, &str); 20] = [
+    ("386", "386"),
+    ("i386", "386"),
+    ("amd64", "amd64"),
+    ("x86_64", "amd64"),
+    ("x86-64", "amd64"),
+    ("arm", "arm"),
+    ("armhf", "arm"),
+    ("armel", "arm"),
+    ("arm64", "arm64"),
+    ("aarch64", "arm64"),
+    ("loong64", "loong64"),
+    ("mips", "mips"),
+    ("mipsle", "mipsle"),
+    ("mips64", "mips64"),
+    ("mips64le", "mips64le"),
+    ("ppc64", "ppc64"),
+    ("ppc64le", "ppc64le"),
+    ("riscv64", "riscv64"),
+    ("s390x", "s390x"),
+    ("wasm", "wasm"),
+];
 
 /// `os[/architecture[/variant]]`.
 pub(crate) fn platform(text: &str) -> ApiResult<Platform> {
@@ -117,6 +168,22 @@ pub(crate) fn platform(text: &str) -> ApiResult<Platform> {
         return Err(ApiError::bad_request(format!(
             "\"{text}\" is an invalid OS/architecture[/variant]"
         )));
+    }
+    if let [only] = parts[..] {
+        // One part alone is an operating system or an architecture.
+        let is_system = SYSTEMS.contains(&only);
+        let architecture = ARCHITECTURES.iter().find(|(name, _)| *name == only);
+        let architecture = architecture.map(|(_, canonical)| (*canonical).to_owned());
+        if !is_system && architecture.is_none() {
+            return Err(ApiError::bad_request(format!(
+                "\"{text}\": unknown operating system or architecture: invalid argument"
+            )));
+        }
+        return Ok(Platform {
+            os: if is_system { only } else { "linux" }.to_owned(),
+            architecture: architecture.unwrap_or_else(host_architecture),
+            variant: None,
+        });
     }
     Ok(Platform {
         os: parts[0].to_owned(),
@@ -183,8 +250,16 @@ async fn upload(
     body: Body,
     work: impl FnOnce(&mut BodyReader, &Lines) -> Result<Vec<Value>, ImageError> + Send + 'static,
 ) -> ApiResult<Response> {
-    let (frames, mut reader) = BodyReader::new();
+    let (frames, reader) = BodyReader::new();
     tokio::spawn(feed(body, frames));
+    answer(reader, work).await
+}
+
+/// Runs blocking work on what comes out of a reader and answers with its lines.
+async fn answer(
+    mut reader: BodyReader,
+    work: impl FnOnce(&mut BodyReader, &Lines) -> Result<Vec<Value>, ImageError> + Send + 'static,
+) -> ApiResult<Response> {
     let (sender, mut lines) = mpsc::channel(16);
     let task = tokio::task::spawn_blocking(move || {
         let lines = Lines {
@@ -211,13 +286,17 @@ async fn upload(
             Ok(Err(error)) => error.full_message(),
             Err(error) => error.to_string(),
         };
-        encode(&json!({ "errorDetail": { "message": error }, "error": error }))
+        encode(&failure(&error))
     });
     let all = futures::stream::iter(first)
         .chain(rest)
         .chain(outcome)
         .map(Ok::<Bytes, std::convert::Infallible>);
     Ok(stream_response(Body::from_stream(all)))
+}
+
+fn failure(message: &str) -> Value {
+    json!({ "errorDetail": { "message": message }, "error": message })
 }
 
 fn joined(lines: &[Value]) -> Bytes {
@@ -248,6 +327,21 @@ pub(crate) async fn feed(body: Body, frames: mpsc::Sender<std::io::Result<Bytes>
         let lost = frame.is_err();
         let _ = frames.send(frame.map_err(std::io::Error::other)).await;
         if lost {
+            return;
+        }
+    }
+}
+
+/// Passes a download on.
+async fn feed_fetched(mut file: FetchedFile, frames: mpsc::Sender<std::io::Result<Bytes>>) {
+    loop {
+        let chunk = match file.chunk().await {
+            Ok(Some(chunk)) => Ok(chunk),
+            Ok(None) => return,
+            Err(error) => Err(std::io::Error::other(error.full_message())),
+        };
+        let lost = chunk.is_err();
+        if frames.send(chunk).await.is_err() || lost {
             return;
         }
     }

@@ -6,14 +6,25 @@ use std::path::Path;
 
 use axum::Json;
 use axum::extract::State;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::super::images::WITHOUT_VIRTUAL_SIZE;
 use super::super::images::names;
 use super::super::query::Params;
+use super::super::shapes;
+use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
 use crate::state::AppState;
 
-pub(super) async fn usage(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
+/// Without the size of the builder's cache as a whole.
+const WITHOUT_BUILDER_SIZE: ApiVersion = ApiVersion(1, 42);
+
+pub(super) async fn usage(
+    State(state): State<AppState>,
+    axum::Extension(version): axum::Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult<Json<Value>> {
     let types: Vec<&str> = params.all("type").collect();
     let wanted = |kind: &str| types.is_empty() || types.contains(&kind);
     let images = state.images.list().await?;
@@ -30,7 +41,7 @@ pub(super) async fn usage(State(state): State<AppState>, params: Params) -> ApiR
         out["Images"] = images
             .iter()
             .map(|image| {
-                json!({
+                let mut line = json!({
                     "Id": image.id.to_string(),
                     "ParentId": image.parent.as_ref().map_or_else(String::new, ToString::to_string),
                     "RepoTags": names(&image.tags),
@@ -40,7 +51,11 @@ pub(super) async fn usage(State(state): State<AppState>, params: Params) -> ApiR
                     "SharedSize": shared.get(&image.id).copied().unwrap_or(0),
                     "Labels": image.config.labels,
                     "Containers": uses.iter().filter(|used| used.image == image.id).count(),
-                })
+                });
+                if version < WITHOUT_VIRTUAL_SIZE {
+                    line["VirtualSize"] = json!(image.size);
+                }
+                line
             })
             .collect();
     }
@@ -64,6 +79,9 @@ pub(super) async fn usage(State(state): State<AppState>, params: Params) -> ApiR
     if wanted("build-cache") {
         out["BuildCache"] = json!([]);
     }
+    if version < WITHOUT_BUILDER_SIZE {
+        out["BuilderSize"] = json!(0);
+    }
     Ok(Json(out))
 }
 
@@ -78,33 +96,19 @@ async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> ApiR
             (view, writable)
         })
         .collect();
+    let more_names = state.containers.link_names();
+    let now = Timestamp::now();
     tokio::task::spawn_blocking(move || {
         views
             .iter()
             .map(|(view, writable)| {
                 let record = &view.record;
-                let command: Vec<&str> = std::iter::once(record.path.as_str())
-                    .chain(record.args.iter().map(String::as_str))
-                    .collect();
                 let written = disk_usage(writable, 0);
                 let image = image_sizes.get(&record.image_id).copied().unwrap_or(0);
-                json!({
-                    "Id": record.id,
-                    "Names": [format!("/{}", record.name)],
-                    "Image": record.image,
-                    "ImageID": record.image_id,
-                    "Command": command.join(" "),
-                    "Created": record.created.as_second(),
-                    "Ports": [],
-                    "SizeRw": written,
-                    "SizeRootFs": image.saturating_add(written),
-                    "Labels": record.config.labels,
-                    "State": record.state.status.as_str(),
-                    "Status": record.state.status.as_str(),
-                    "HostConfig": { "NetworkMode": record.host_config.network_mode },
-                    "NetworkSettings": { "Networks": {} },
-                    "Mounts": [],
-                })
+                let size = (written, image.saturating_add(written));
+                let more_names = more_names.get(&record.id);
+                let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
+                shapes::summary(view, more_names, Some(size), now)
             })
             .collect()
     })

@@ -15,7 +15,7 @@ use tokio_util::sync::DropGuard;
 use super::health::ProbeResult;
 use super::model::{Record, Status, View};
 use super::rest::{FilesAccess, Rest};
-use super::{Handle, Shared, UpdateRequest, names};
+use super::{Handle, Shared, UpdateRequest};
 use crate::error::{ApiError, ApiResult};
 use crate::services::supervisor::Task;
 
@@ -65,6 +65,13 @@ pub enum Command {
     Rename {
         /// The new one.
         name: String,
+        /// The answer.
+        reply: Reply<()>,
+    },
+    /// Forget a link.
+    Unlink {
+        /// What the linked container is called here.
+        alias: String,
         /// The answer.
         reply: Reply<()>,
     },
@@ -276,6 +283,10 @@ impl Actor {
             }
             Command::Rename { name, reply } => {
                 let outcome = self.rename(&name).await;
+                let _ = reply.send(outcome);
+            }
+            Command::Unlink { alias, reply } => {
+                let outcome = self.unlink(&alias).await;
                 let _ = reply.send(outcome);
             }
             Command::Update { request, reply } => {
@@ -554,28 +565,6 @@ impl Actor {
         self.record.state.status = Status::Running;
         self.commit().await?;
         self.shared.event(&self.record, "unpause", &[]);
-        Ok(())
-    }
-
-    async fn rename(&mut self, name: &str) -> ApiResult<()> {
-        let name = names::check(name)?.to_owned();
-        if name == self.record.name {
-            return Err(ApiError::bad_request(
-                "Renaming a container with the same name as its current name",
-            ));
-        }
-        self.shared.reserve_name(&name, &self.record.id)?;
-        let old = std::mem::replace(&mut self.record.name, name.clone());
-        if let Err(error) = self.commit().await {
-            self.record.name = old;
-            self.show(false);
-            self.shared.release_name(&name);
-            return Err(error);
-        }
-        self.shared.release_name(&old);
-        self.shared.networks.rename(&self.record.id, &name).await?;
-        self.shared
-            .event(&self.record, "rename", &[("oldName", format!("/{old}"))]);
         Ok(())
     }
 

@@ -36,7 +36,6 @@ struct Rest {
     host_config: Option<HostConfig>,
 }
 
-/// What is needed of an image.
 /// What has words of its own in the API, before the body is taken apart by its types.
 fn check_body(body: &Value) -> ApiResult<()> {
     let Some(fields) = body.as_object() else {
@@ -49,15 +48,7 @@ fn check_body(body: &Value) -> ApiResult<()> {
         ));
     }
     let host_config = &body["HostConfig"];
-    let policy = host_config["RestartPolicy"]["Name"].as_str();
-    if let Some(unknown) =
-        policy.filter(|name| !["", "no", "always", "unless-stopped", "on-failure"].contains(name))
-    {
-        return Err(ApiError::bad_request(format!(
-            "invalid restart policy: unknown policy '{unknown}'; use one of 'no', 'always', \
-             'on-failure', or 'unless-stopped'"
-        )));
-    }
+    check_policy_name(&host_config["RestartPolicy"])?;
     if host_config["Annotations"].get("").is_some() {
         return Err(ApiError::bad_request(
             "invalid Annotations: the empty string is not permitted as an annotation key",
@@ -66,6 +57,19 @@ fn check_body(body: &Value) -> ApiResult<()> {
     Ok(())
 }
 
+/// Refuses the name of a restart policy that there is not.
+pub(super) fn check_policy_name(policy: &Value) -> ApiResult<()> {
+    let known = ["", "no", "always", "unless-stopped", "on-failure"];
+    match policy["Name"].as_str() {
+        Some(unknown) if !known.contains(&unknown) => Err(ApiError::bad_request(format!(
+            "invalid restart policy: unknown policy '{unknown}'; use one of 'no', 'always', \
+             'on-failure', or 'unless-stopped'"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What is needed of an image.
 struct Image {
     id: ImageId,
     config: bollard_stubs::models::ImageConfig,

@@ -38,7 +38,8 @@ pub struct ExecRequest {
     pub attach_stdout: Option<bool>,
     /// Whether stderr is.
     pub attach_stderr: Option<bool>,
-    /// Keys that detach.
+    /// Keys that detach. Go does not look at the case of names; one SDK has this one so.
+    #[serde(alias = "detachKeys")]
     pub detach_keys: Option<String>,
     /// Variables beside the container's.
     pub env: Option<Vec<String>>,
@@ -287,6 +288,7 @@ impl Containers {
         match outcome {
             Ok(started) => Ok(started),
             Err((code, error)) => {
+                let error = exec.container.explain(error).await;
                 exec.end(code, 0);
                 Err(error)
             }

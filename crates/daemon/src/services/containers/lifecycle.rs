@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use tokio::sync::{oneshot, watch};
 
 use super::actor::{AttachTarget, Command};
@@ -14,6 +15,9 @@ use crate::error::{ApiError, ApiResult};
 const STOP_TIMEOUT: i64 = 10;
 /// How long a killed container may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long after a failed request the end of its container may be noticed.
+const NOTICE: Duration = Duration::from_secs(2);
 
 /// What `wait` waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +221,29 @@ impl Handle {
     pub async fn rename(&self, name: &str) -> ApiResult<()> {
         let name = name.to_owned();
         self.ask(|reply| Command::Rename { name, reply }).await
+    }
+
+    /// What a request failed with: where the container ended under it, that it does not run.
+    pub async fn explain(&self, error: ApiError) -> ApiError {
+        if error.status != StatusCode::INTERNAL_SERVER_ERROR {
+            return error;
+        }
+        let mut view = self.watch();
+        let ended = view.wait_for(|view| !view.record.state.status.is_alive());
+        // The request may have noticed sooner than we.
+        match tokio::time::timeout(NOTICE, ended).await {
+            Ok(_) => ApiError::conflict(format!("container {} is not running", self.id)),
+            Err(_) => error,
+        }
+    }
+
+    /// Forgets a link with another container.
+    ///
+    /// # Errors
+    /// That it cannot be recorded.
+    pub async fn unlink(&self, alias: &str) -> ApiResult<()> {
+        let alias = alias.to_owned();
+        self.ask(|reply| Command::Unlink { alias, reply }).await
     }
 
     /// Changes limits or the restart policy.

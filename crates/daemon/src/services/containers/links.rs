@@ -1,13 +1,15 @@
 //! Links of the default bridge: whom a container knows by another name, and the variables
 //! that Docker has told it of them since before networks had names.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bollard_stubs::models::ContainerConfig;
 
+use super::actor::Actor;
 use super::model::Record;
-use super::{Containers, Shared};
+use super::{Containers, Handle, Shared};
 use crate::error::{ApiError, ApiResult};
 use crate::services::networks::publish::parse_port;
 
@@ -75,6 +77,75 @@ impl Link {
     }
 }
 
+/// Whom a link names, and what it is to be called.
+fn parts(link: &str) -> (&str, &str) {
+    let (name, alias) = link.split_once(':').unwrap_or((link, link));
+    (name, alias.rsplit('/').next().unwrap_or_default())
+}
+
+/// The links of a container on the default bridge. Elsewhere they are aliases of a network.
+fn own(record: &Record) -> impl Iterator<Item = (&str, &str)> {
+    let on_bridge = record.host_config.network_mode.as_deref() == Some("bridge");
+    let links = record.host_config.links.iter().flatten();
+    links.filter(move |_| on_bridge).map(|link| parts(link))
+}
+
+impl Containers {
+    /// The links of a container as `inspect` shows them, `/child:/parent/alias`.
+    pub fn links(&self, record: &Record) -> Vec<String> {
+        own(record)
+            .filter_map(|(name, alias)| {
+                let child = self.find(name).ok()?;
+                let child = child.view();
+                Some(format!("/{}:/{}/{alias}", child.record.name, record.name))
+            })
+            .collect()
+    }
+
+    /// The names, `/parent/alias`, that containers have from links, by their IDs.
+    pub fn link_names(&self) -> HashMap<String, Vec<String>> {
+        let mut out = HashMap::<String, Vec<String>>::new();
+        for parent in self.all() {
+            let parent = parent.view();
+            for (name, alias) in own(&parent.record) {
+                if let Ok(child) = self.find(name) {
+                    let names = out.entry(child.id.clone()).or_default();
+                    names.push(format!("/{}/{alias}", parent.record.name));
+                }
+            }
+        }
+        out
+    }
+
+    /// The container that another one is linked with under a name.
+    ///
+    /// # Errors
+    /// 404.
+    pub fn linked(&self, parent: &str, alias: &str) -> ApiResult<Arc<Handle>> {
+        let missing = || ApiError::not_found(format!("No such container: {parent}/{alias}"));
+        let view = self.find(parent).map_err(|_| missing())?.view();
+        let mut links = own(&view.record);
+        let (name, _) = links.find(|(_, own)| *own == alias).ok_or_else(missing)?;
+        self.find(name).map_err(|_| missing())
+    }
+}
+
+impl Actor {
+    /// Forgets a link, also in the files of the container.
+    pub(super) async fn unlink(&mut self, alias: &str) -> ApiResult<()> {
+        if let Some(links) = &mut self.record.host_config.links {
+            links.retain(|link| parts(link).1 != alias);
+        }
+        self.commit().await?;
+        if self.task.is_some()
+            && let Err(error) = self.networks_changed().await
+        {
+            tracing::warn!(id = %self.record.id, %error, "lost link not passed on");
+        }
+        Ok(())
+    }
+}
+
 /// Those that a container on the default bridge is linked with; they have to run.
 ///
 /// # Errors
@@ -93,8 +164,7 @@ pub(super) fn of(shared: &Arc<Shared>, record: &Record) -> ApiResult<Vec<Link>> 
     };
     let mut out = Vec::new();
     for link in record.host_config.links.iter().flatten() {
-        let (name, alias) = link.split_once(':').unwrap_or((link, link));
-        let alias = alias.rsplit('/').next().unwrap_or_default();
+        let (name, alias) = parts(link);
         let view = containers.find(name)?.view();
         let mut endpoints = view
             .record

@@ -196,7 +196,9 @@ impl Containers {
         let missing = || ApiError::not_found(format!("No such container: {reference}"));
         let bare = reference.strip_prefix('/').unwrap_or(reference);
         if bare.is_empty() {
-            return Err(missing());
+            return Err(ApiError::bad_request(format!(
+                "invalid name or ID supplied: \"{reference}\""
+            )));
         }
         let index = self.shared.index();
         if let Some(handle) = index.by_id.get(bare) {

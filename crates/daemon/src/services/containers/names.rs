@@ -2,6 +2,7 @@
 
 use rand::seq::IndexedRandom;
 
+use super::actor::Actor;
 use crate::error::{ApiError, ApiResult};
 
 /// Checks a name, with or without its slash, and gives it without.
@@ -20,6 +21,31 @@ pub fn check(name: &str) -> ApiResult<&str> {
         Err(ApiError::bad_request(format!(
             "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
         )))
+    }
+}
+
+impl Actor {
+    /// Gives the container another name.
+    pub(super) async fn rename(&mut self, name: &str) -> ApiResult<()> {
+        let name = check(name)?.to_owned();
+        if name == self.record.name {
+            return Err(ApiError::bad_request(
+                "Renaming a container with the same name as its current name",
+            ));
+        }
+        self.shared.reserve_name(&name, &self.record.id)?;
+        let old = std::mem::replace(&mut self.record.name, name.clone());
+        if let Err(error) = self.commit().await {
+            self.record.name = old;
+            self.show(false);
+            self.shared.release_name(&name);
+            return Err(error);
+        }
+        self.shared.release_name(&old);
+        self.shared.networks.rename(&self.record.id, &name).await?;
+        self.shared
+            .event(&self.record, "rename", &[("oldName", format!("/{old}"))]);
+        Ok(())
     }
 }
 

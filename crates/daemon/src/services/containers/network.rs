@@ -367,7 +367,7 @@ impl Actor {
     }
 
     /// Has the container's files say what is so now, and its supervisor look.
-    async fn networks_changed(&mut self) -> ApiResult<()> {
+    pub(super) async fn networks_changed(&mut self) -> ApiResult<()> {
         let containers = Containers {
             shared: Arc::clone(&self.shared),
         };

@@ -35,6 +35,18 @@ fn named(value: &Option<String>) -> Option<String> {
 }
 
 impl UpdateRequest {
+    /// Takes the body of a request apart.
+    ///
+    /// # Errors
+    /// 400 for wrong types and for a restart policy that there is not.
+    pub fn read(body: &serde_json::Value) -> ApiResult<Self> {
+        super::create::check_policy_name(&body["RestartPolicy"])?;
+        let wrong = |error| ApiError::bad_request(format!("invalid JSON: {error}"));
+        // What cannot be changed has types, too.
+        bollard_stubs::models::Resources::deserialize(body).map_err(wrong)?;
+        Self::deserialize(body).map_err(wrong)
+    }
+
     /// What this means from a client before 1.40, when there was no `PidsLimit` here.
     #[must_use]
     pub fn without_pids_limit(self) -> Self {
