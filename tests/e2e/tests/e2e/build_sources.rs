@@ -215,6 +215,10 @@ case!(ours process steps_of_another_image_count, |cell| {
     assert_eq!(layers("first"), layers("second"));
     cell.api("POST", "/build/prune", None);
     assert!(build("--cache-from no-such-image -t third").contains("Running in"));
+    // Also when the steps are known: only what is named counts.
+    let fourth = build("--cache-from no-such-image -t fourth");
+    assert!(!fourth.contains("Using cache"), "{fourth}");
+    assert_eq!(build("-t fifth").matches("Using cache").count(), 3);
     let daemon = cell.daemon();
     cell.finish();
     let left = daemon.finish();

@@ -1,5 +1,6 @@
 //! The end-to-end suite; see the library of this package for how it works.
 
+mod api;
 mod bad_input;
 mod build;
 mod build_sources;

@@ -1,0 +1,161 @@
+//! What SDKs ask of the API and the docker CLI does not.
+
+use std::collections::BTreeMap;
+
+use bulkhead_e2e::http::{Files, Server};
+use bulkhead_e2e::images::{Meta, Tar, busybox_tar};
+use bulkhead_e2e::{BUSYBOX, case};
+use serde_json::{Value, json};
+
+case!(a_link_is_removed_alone, |cell| {
+    let (child, parent) = (cell.name("child"), cell.name("parent"));
+    let child_id = cell.detached(&format!("--name {child} {BUSYBOX} sleep 1000"));
+    let parent_id = cell.detached(&format!(
+        "--name {parent} --link {child}:al {BUSYBOX} sleep 1000"
+    ));
+    let names = || {
+        let listed = cell.api("GET", "/containers/json", None).json();
+        let listed = listed.as_array().expect("a list");
+        let found = listed.iter().find(|one| one["Id"] == child_id.as_str());
+        let mut names: Vec<String> = found.expect("the child")["Names"]
+            .as_array()
+            .expect("names")
+            .iter()
+            .map(|name| name.as_str().unwrap_or_default().to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let link = format!("/{child}:/{parent}/al");
+    assert_eq!(
+        cell.inspect(&parent_id)["HostConfig"]["Links"],
+        json!([link])
+    );
+    let mut both = vec![format!("/{child}"), format!("/{parent}/al")];
+    both.sort();
+    assert_eq!(names(), both);
+    let remove = |path: &str| cell.api("DELETE", &format!("/containers/{path}"), None);
+    assert_eq!(remove(&format!("{parent}/nope?link=1")).status, 404);
+    assert_eq!(remove(&format!("{parent}/al?link=1")).status, 204);
+    assert_eq!(remove(&format!("{parent}/al?link=1")).status, 404);
+    assert_eq!(names(), [format!("/{child}")]);
+    assert_eq!(cell.inspect(&parent_id)["HostConfig"]["Links"], Value::Null);
+    let hosts = cell.cli(&format!("exec {parent_id} cat /etc/hosts")).ok();
+    assert!(!hosts.text().contains("\tal"), "{hosts}");
+    for id in [&child_id, &parent_id] {
+        assert_eq!(cell.state(id), "running");
+    }
+});
+
+case!(process the_default_isolation_and_runtime_by_name, |cell| {
+    let body = json!({
+        "Image": BUSYBOX, "Cmd": ["true"], "HostConfig": { "Isolation": "default" }
+    });
+    let path = format!("/containers/create?name={}", cell.name("c"));
+    let created = cell.api("POST", &path, Some(&body));
+    assert_eq!(created.status, 201, "{}", created.message());
+    let id = created.json()["Id"].as_str().expect("an ID").to_owned();
+    let shown = cell.inspect(&id)["HostConfig"].clone();
+    assert_eq!(shown["Isolation"], "default");
+    assert_eq!(shown["Runtime"], "runc");
+    let info = cell.api("GET", "/info", None).json();
+    assert_eq!(info["DefaultRuntime"], "runc");
+    assert!(info["Runtimes"]["runc"].is_object(), "{info}");
+    cell.cli(&format!("rm {id}")).ok();
+});
+
+case!(an_update_to_an_unknown_policy, |cell| {
+    let id = cell.detached(&format!("{BUSYBOX} sleep 1000"));
+    let update = |body: &Value| {
+        let path = format!("/containers/{id}/update");
+        cell.api("POST", &path, Some(body))
+    };
+    let refused = update(&json!({ "RestartPolicy": { "Name": "sometimes" } }));
+    assert_eq!(refused.status, 400, "{}", refused.message());
+    let message = refused.message();
+    assert!(message.starts_with("invalid restart policy"), "{message}");
+    assert!(message.contains("'sometimes'"), "{message}");
+    assert_eq!(
+        update(&json!({ "RestartPolicy": { "Name": "always" } })).status,
+        200
+    );
+    let policy = cell.inspect(&id)["HostConfig"]["RestartPolicy"]["Name"].clone();
+    assert_eq!(policy, "always");
+});
+
+case!(ours exec_while_the_container_ends, |cell| {
+    let id = cell.detached(&format!("{BUSYBOX} sleep 2"));
+    let refusal = loop {
+        let create = format!("/containers/{id}/exec");
+        let created = cell.api("POST", &create, Some(&json!({ "Cmd": ["true"] })));
+        if created.status != 201 {
+            break created;
+        }
+        let exec = created.json()["Id"].as_str().expect("an ID").to_owned();
+        let start = format!("/exec/{exec}/start");
+        let started = cell.api("POST", &start, Some(&json!({ "Detach": true })));
+        if started.status != 200 {
+            break started;
+        }
+    };
+    assert_eq!(refusal.status, 409, "{}", refusal.message());
+    let message = refusal.message();
+    assert!(message.ends_with("is not running"), "{message}");
+});
+
+case!(process images_from_an_address, |cell| {
+    let files: Files = BTreeMap::from([(
+        "/root.tar".to_owned(),
+        ("application/x-tar", busybox_tar().to_vec()),
+    )]);
+    let server = Server::start(files);
+    let name = cell.name("image");
+    let import = |path: &str| {
+        let source = format!("http://{}/{path}", server.address());
+        let path = format!("/images/create?fromSrc={source}&repo={name}&changes=CMD%20true");
+        cell.api("POST", &path, None)
+    };
+    let answer = import("root.tar");
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    assert_eq!(answer.status, 200, "{text}");
+    assert!(text.contains("sha256:"), "{text}");
+    cell.run(&format!("--rm {name} echo works")).ok().says("works");
+    cell.cli(&format!("rmi {name}")).ok();
+    let answer = import("missing.tar");
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(answer.status >= 400 || text.contains("errorDetail"), "{text}");
+    cell.cli(&format!("image inspect {name}")).fails();
+});
+
+case!(process an_unknown_platform, |cell| {
+    let path = "/images/create?fromImage=none.invalid/x&tag=y&platform=foobar";
+    let answer = cell.api("POST", path, None);
+    assert!(answer.status >= 400, "{}", answer.status);
+    let message = answer.message();
+    assert!(message.contains("unknown operating system"), "{message}");
+});
+
+case!(builds_show_errors_in_red, |cell| {
+    let number = cell.number();
+    let dockerfile = format!("FROM {BUSYBOX}\nRUN echo fine; echo {number} >&2\n");
+    let mut context = Tar::new();
+    context.file("Dockerfile", &Meta::mode(0o644), dockerfile.as_bytes());
+    let context = context.done();
+    let name = cell.name("image");
+    let isolation = if cell.is_hyperv() { "hyperv" } else { "" };
+    let path = format!("/build?rm=1&isolation={isolation}&t={name}");
+    let body = Some(("application/x-tar", context.as_slice()));
+    let socket = cell.daemon().socket();
+    let answer = bulkhead_e2e::api::request(&socket, "POST", &path, body).expect("an answer");
+    assert_eq!(answer.status, 200);
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let said: Vec<String> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|line| line["stream"].as_str().map(str::to_owned))
+        .collect();
+    let red = format!("\x1b[91m{number}\n\x1b[0m");
+    assert!(said.contains(&red), "{said:?}");
+    assert!(said.contains(&"fine\n".to_owned()), "{said:?}");
+    cell.cli(&format!("rmi {name}")).ok();
+});
