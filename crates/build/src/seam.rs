@@ -185,11 +185,13 @@ pub trait Host: Send + Sync {
         hear: &mut dyn FnMut(RunNews<'_>),
     ) -> Result<RunOutcome, HostError>;
     /// What a container's files differ in from its image, as a layer's tar stream: the same
-    /// bytes for the same files, with times not later than `newest`.
+    /// bytes for the same files, with times not later than `newest`. What is empty at
+    /// `mount_points`, relative to the root, is left out with what leads there alone.
     fn changes(
         &self,
         container: &str,
         newest: Option<i64>,
+        mount_points: Vec<String>,
     ) -> Result<Box<dyn Read + Send>, HostError>;
     /// Removes a container.
     fn remove(&self, container: &str) -> Result<(), HostError>;

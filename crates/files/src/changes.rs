@@ -57,24 +57,12 @@ const SCAFFOLD_DIRECTORIES: [&[u8]; 8] = [
     b"sys",
 ];
 
-/// Whether something that the image has not is there for mounting only.
-pub(crate) fn is_scaffold(node: &Node<'_>) -> Result<bool> {
-    if node.base_stat()?.is_some() {
-        return Ok(false);
-    }
-    scaffold(node.dir, node.name, node.path, node.stat)
-}
-
-fn scaffold(dir: BorrowedFd<'_>, name: &CString, path: &[u8], stat: &Stat) -> Result<bool> {
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(stat.st_size == 0 && SCAFFOLD_FILES.contains(&path)),
-        FileType::Directory if SCAFFOLD_DIRECTORIES.contains(&path) => {
-            let below = below(dir, name, path)?;
-            // An empty /etc may be meant.
-            Ok(below.only && (below.some || !matches!(path, b"etc" | b"sbin")))
-        }
-        _ => Ok(false),
-    }
+/// What is there for mounting only: in every root, and where this container had mounts.
+#[derive(Debug, Default)]
+pub(crate) struct Scaffold {
+    points: HashSet<Vec<u8>>,
+    /// Directories that lead to them.
+    leading: HashSet<Vec<u8>>,
 }
 
 /// What a directory of the writable layer holds.
@@ -85,31 +73,80 @@ struct Below {
     only: bool,
 }
 
-fn below(dir: BorrowedFd<'_>, name: &CString, path: &[u8]) -> Result<Below> {
-    let mut found = Below {
-        some: false,
-        only: true,
-    };
-    let Ok(Some(opened)) = open_directory(dir, name) else {
-        return Ok(found);
-    };
-    for name in names(opened.as_fd())? {
-        let path = [path, b"/", name.as_bytes()].concat();
-        match look(opened.as_fd(), &name, &path)? {
-            Some(stat) if scaffold(opened.as_fd(), &name, &path, &stat)? => found.some = true,
-            _ => found.only = false,
+impl Scaffold {
+    /// Besides what is in every root, these.
+    pub fn with(mount_points: &[String]) -> Self {
+        let mut scaffold = Self::default();
+        for point in mount_points {
+            let point = point.trim_matches('/').as_bytes();
+            let slashes = (0..point.len()).filter(|at| point[*at] == b'/');
+            scaffold
+                .leading
+                .extend(slashes.map(|at| point[..at].to_owned()));
+            scaffold.points.insert(point.to_owned());
+        }
+        scaffold
+    }
+
+    /// Whether something that the image has not is there for mounting only.
+    pub fn is(&self, node: &Node<'_>) -> Result<bool> {
+        if node.base_stat()?.is_some() {
+            return Ok(false);
+        }
+        self.holds(node.dir, node.name, node.path, node.stat)
+    }
+
+    /// Whether a directory that the image has too was touched for nothing but mounting.
+    pub fn is_all(&self, node: &Node<'_>, base: &Stat) -> Result<bool> {
+        if !self.may_be_directory(node.path) || !same_owner(node.stat, base) {
+            return Ok(false);
+        }
+        let below = self.below(node.dir, node.name, node.path)?;
+        Ok(below.some && below.only)
+    }
+
+    fn may_be_directory(&self, path: &[u8]) -> bool {
+        SCAFFOLD_DIRECTORIES.contains(&path)
+            || self.points.contains(path)
+            || self.leading.contains(path)
+    }
+
+    fn holds(&self, dir: BorrowedFd<'_>, name: &CString, path: &[u8], stat: &Stat) -> Result<bool> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                Ok(stat.st_size == 0
+                    && (SCAFFOLD_FILES.contains(&path) || self.points.contains(path)))
+            }
+            FileType::Directory if self.may_be_directory(path) => {
+                let below = self.below(dir, name, path)?;
+                // An empty /etc may be meant, and so may one that led to a mount.
+                let may_be_empty = self.points.contains(path)
+                    || (SCAFFOLD_DIRECTORIES.contains(&path) && !matches!(path, b"etc" | b"sbin"));
+                Ok(below.only && (below.some || may_be_empty))
+            }
+            _ => Ok(false),
         }
     }
-    Ok(found)
-}
 
-/// Whether a directory that the image has too was touched for nothing but mounting.
-pub(crate) fn is_only_touched(node: &Node<'_>, base: &Stat) -> Result<bool> {
-    if !SCAFFOLD_DIRECTORIES.contains(&node.path) || !same_owner(node.stat, base) {
-        return Ok(false);
+    fn below(&self, dir: BorrowedFd<'_>, name: &CString, path: &[u8]) -> Result<Below> {
+        let mut found = Below {
+            some: false,
+            only: true,
+        };
+        let Ok(Some(opened)) = open_directory(dir, name) else {
+            return Ok(found);
+        };
+        for name in names(opened.as_fd())? {
+            let path = [path, b"/", name.as_bytes()].concat();
+            match look(opened.as_fd(), &name, &path)? {
+                Some(stat) if self.holds(opened.as_fd(), &name, &path, &stat)? => {
+                    found.some = true;
+                }
+                _ => found.only = false,
+            }
+        }
+        Ok(found)
     }
-    let below = below(node.dir, node.name, node.path)?;
-    Ok(below.some && below.only)
 }
 
 fn same_owner(one: &Stat, other: &Stat) -> bool {
@@ -137,13 +174,14 @@ pub(crate) fn changes(
 ) -> Result<()> {
     // Directories that were not reported, of those that lead to the current one.
     let mut silent: Vec<Vec<u8>> = Vec::new();
+    let scaffold = Scaffold::default();
     walk(upper, base, &mut |node| {
         silent
             .retain(|path| node.path.starts_with(path) && node.path.get(path.len()) == Some(&b'/'));
         let below = node.base_stat()?;
         let kind = match &below {
             _ if is_whiteout(node.stat) => ChangeKind::Deleted,
-            None if is_scaffold(node)? => return Ok(Descend::No),
+            None if scaffold.is(node)? => return Ok(Descend::No),
             None => ChangeKind::Added,
             Some(_) => ChangeKind::Modified,
         };
@@ -163,7 +201,7 @@ pub(crate) fn changes(
                 report_hidden(node, report)?;
             } else if same_directory(node.stat, &base) {
                 silent.push(node.path.to_vec());
-            } else if is_only_touched(node, &base)? {
+            } else if scaffold.is_all(node, &base)? {
                 return Ok(Descend::No);
             } else {
                 report(&change(node.path, kind))?;

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::FileType;
 
-use crate::changes::{is_only_touched, is_scaffold};
+use crate::changes::Scaffold;
 use crate::pack::{PackError, Packer};
 use crate::protocol::{FilesError, FilesErrorKind};
 use crate::tree::{Descend, is_opaque, is_whiteout, walk};
@@ -16,6 +16,7 @@ pub(crate) fn pack<W: Write>(
     packer: &mut Packer<W>,
     upper: BorrowedFd<'_>,
     base: Option<BorrowedFd<'_>>,
+    scaffold: &Scaffold,
 ) -> Result<(), PackError> {
     let mut broken = None;
     let walked = walk(upper, base, &mut |node| {
@@ -28,14 +29,14 @@ pub(crate) fn pack<W: Write>(
                 packer.add_marker(&[parent, b".wh.", name].concat())?;
                 return Ok(Descend::No);
             }
-            if is_scaffold(node)? {
+            if scaffold.is(node)? {
                 return Ok(Descend::No);
             }
             let directory = |mode| FileType::from_raw_mode(mode).is_dir();
             let base = node.base_stat()?.filter(|base| directory(base.st_mode));
             let base = base.filter(|_| directory(node.stat.st_mode));
             if let Some(base) = &base
-                && is_only_touched(node, base)?
+                && scaffold.is_all(node, base)?
             {
                 return Ok(Descend::No);
             }

@@ -51,6 +51,10 @@ pub enum Request {
     Layer {
         /// No file is newer than this, seconds since the epoch.
         newest: Option<i64>,
+        /// Paths that the image has not, relative to the root, where something was mounted:
+        /// what is empty there, and the directories that lead to nothing else, is left out.
+        #[serde(default)]
+        mount_points: Vec<String>,
     },
     /// Everything, without what is mounted over it.
     Export,

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use bulkhead_tar::TarStream;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 
-use crate::changes;
+use crate::changes::{self, Scaffold};
 use crate::extract::{Rules, extract};
 use crate::layer;
 use crate::pack::{PackError, Packer};
@@ -140,10 +140,14 @@ pub fn serve<S: Read + Write>(
                     stream = FrameWriter::new(stream).end()?;
                     Ok(())
                 }
-                Request::Layer { newest } => {
+                Request::Layer {
+                    newest,
+                    mount_points,
+                } => {
                     send(&mut stream, &Ok::<_, FilesError>(Reply::Done))?;
+                    let scaffold = Scaffold::with(&mount_points);
                     packed(&mut stream, newest, |packer| {
-                        layer::pack(packer, upper.as_fd(), base)
+                        layer::pack(packer, upper.as_fd(), base, &scaffold)
                     })
                 }
                 _ => {

@@ -252,7 +252,10 @@ fn changes_and_the_layer_of_them() {
     );
 
     let stream = layers(upper.path(), base.path());
-    let request = Request::Layer { newest: Some(5) };
+    let request = Request::Layer {
+        newest: Some(5),
+        mount_points: Vec::new(),
+    };
     let (_, mut answer) = Answer::ask(stream, &request)
         .expect("it works")
         .expect("it works");
@@ -272,4 +275,63 @@ fn changes_and_the_layer_of_them() {
     while let Some(entry) = tar.next_entry().expect("it works") {
         assert!(entry.mtime.seconds <= 5);
     }
+}
+
+#[test]
+fn a_layer_without_what_was_made_to_mount_over() {
+    let base = tempfile::tempdir().expect("it works");
+    let upper = tempfile::tempdir().expect("it works");
+    let at = |root: &tempfile::TempDir, path: &str| root.path().join(path);
+    let make = |root: &tempfile::TempDir, path: &str| {
+        std::fs::create_dir_all(at(root, path)).expect("it works");
+    };
+    let write = |path: &str, text: &str| {
+        let path = at(&upper, path);
+        std::fs::create_dir_all(path.parent().expect("it has")).expect("it works");
+        std::fs::write(path, text).expect("it works");
+    };
+    make(&base, "there");
+    make(&base, "changed");
+    for path in ["there/point", "one/two/point", "own/point", "changed/point"] {
+        make(&upper, path);
+    }
+    // A secret is a file; what was put beside or into a mount point stays.
+    write("run/secrets/key", "");
+    write("changed/file", "new");
+    write("own/file", "new");
+    write("filled/file", "new");
+    write("written", "new");
+    make(&upper, "one/two/other");
+    let points = [
+        "there/point",
+        "one/two/point",
+        "own/point",
+        "changed/point",
+        "run/secrets/key",
+        "filled",
+        "written",
+        "never/made",
+    ];
+    let request = Request::Layer {
+        newest: None,
+        mount_points: points.map(str::to_owned).to_vec(),
+    };
+    let (_, mut answer) = Answer::ask(layers(upper.path(), base.path()), &request)
+        .expect("it works")
+        .expect("it works");
+    let mut archive = Vec::new();
+    answer.read_to_end(&mut archive).expect("it works");
+    let expected = [
+        "changed/",
+        "changed/file",
+        "filled/",
+        "filled/file",
+        "one/",
+        "one/two/",
+        "one/two/other/",
+        "own/",
+        "own/file",
+        "written",
+    ];
+    assert_eq!(names(&archive), expected);
 }

@@ -167,6 +167,28 @@ impl Stage<'_, '_> {
         })
     }
 
+    /// Where something is mounted that the image has nothing at: what is made there for that is
+    /// no part of the layer.
+    pub(super) fn made_mount_points(
+        &mut self,
+        mounts: &[RunMount],
+    ) -> Result<Vec<String>, BuildError> {
+        if mounts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tree = self.tree()?;
+        let mut made = Vec::new();
+        for mount in mounts {
+            let find = || -> io::Result<Option<PathBuf>> {
+                let path = resolve(&*tree, &clean(Path::new(&mount.target)))?;
+                Ok(tree.node(&path)?.is_none().then_some(path))
+            };
+            let found = find().map_err(BuildError::files(format!("mount at {}", mount.target)))?;
+            made.extend(found.and_then(|path| path.into_os_string().into_string().ok()));
+        }
+        Ok(made)
+    }
+
     fn secret(&self, mount: &Mount, target: &str) -> Option<&[u8]> {
         let secrets = &self.build.options.secrets.0;
         secrets.get(secret_id(mount, target)).map(Vec::as_slice)

@@ -40,6 +40,7 @@ impl Stage<'_, '_> {
         environment.extend(silent);
         self.finish(outcome, |stage| {
             let placed = stage.place_mounts(&mounts)?;
+            let made = stage.made_mount_points(&placed.mounts)?;
             let request = RunRequest {
                 image,
                 command: words.clone(),
@@ -50,7 +51,7 @@ impl Stage<'_, '_> {
                     .filter(|network| network != "default"),
                 mounts: placed.mounts.clone(),
             };
-            stage.run_request(&request).map(Some)
+            stage.run_request(&request, made).map(Some)
         })
     }
 
@@ -65,7 +66,11 @@ impl Stage<'_, '_> {
         }
     }
 
-    fn run_request(&mut self, request: &RunRequest) -> Result<Layer, BuildError> {
+    fn run_request(
+        &mut self,
+        request: &RunRequest,
+        made: Vec<String>,
+    ) -> Result<Layer, BuildError> {
         let host = self.build.host;
         let voice = &self.voice;
         let outcome = host.run(request, &mut |news| match news {
@@ -95,7 +100,7 @@ impl Stage<'_, '_> {
                 code: outcome.code,
             });
         }
-        let layer = self.changes(&container);
+        let layer = self.changes(&container, made);
         match layer {
             Ok(layer) => {
                 removed(self.build.options.remove)?;
@@ -109,9 +114,9 @@ impl Stage<'_, '_> {
     }
 
     /// The layer of a container, in a file, so that the container may go.
-    fn changes(&self, container: &str) -> Result<Layer, BuildError> {
+    fn changes(&self, container: &str, made: Vec<String>) -> Result<Layer, BuildError> {
         let host = self.build.host;
-        let mut changes = host.changes(container, self.build.epoch)?;
+        let mut changes = host.changes(container, self.build.epoch, made)?;
         let mut write = || -> io::Result<std::fs::File> {
             let mut file = host.temporary()?;
             io::copy(&mut changes, &mut &file)?;

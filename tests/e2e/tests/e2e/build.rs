@@ -130,6 +130,7 @@ case!(ours a_command_is_given_mounts, |cell| {
          cat /m/file >> /said && echo gone > /m/file\n\
          RUN --mount=type=secret,id=none --mount=type=tmpfs,target=/t \
          [ ! -e /run/secrets/none ] && grep -c ' /t tmpfs' /proc/mounts >> /said\n\
+         RUN --mount=type=tmpfs,target=/cache/of/it echo x > /cache/kept && touch /cache/of/it/file\n\
          RUN <<END\n\
          echo heredoc >> /said\n\
          END\n",
@@ -139,6 +140,9 @@ case!(ours a_command_is_given_mounts, |cell| {
     build(cell, &format!("-t {name}"), &files).ok();
     let said = prints(cell, &name, "cat /said");
     assert_eq!(said, [one.trim(), "read-only", "from-stage", "1", "heredoc"]);
+    // Nothing is left of where they were mounted.
+    let left = prints(cell, &name, "sh -c 'ls -d /context /m /t /run /cache/of/it 2>/dev/null; ls /cache'");
+    assert_eq!(left, ["kept"]);
     // What is mounted decides whether a step is the one in the cache.
     let first = id(cell, &name);
     build(cell, &format!("-t {name}"), &files).ok();

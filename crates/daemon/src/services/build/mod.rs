@@ -461,11 +461,12 @@ impl Host for BuildHost {
         &self,
         container: &str,
         newest: Option<i64>,
+        mount_points: Vec<String>,
     ) -> Result<Box<dyn Read + Send>, HostError> {
         let container = self.state.containers.find(container).map_err(api_error)?;
         let layer = self
             .runtime
-            .block_on(container.layer_tar(newest))
+            .block_on(container.layer_tar(newest, mount_points))
             .map_err(api_error)?;
         Ok(Box::new(layer))
     }

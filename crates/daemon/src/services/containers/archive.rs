@@ -307,13 +307,21 @@ impl Handle {
     ///
     /// # Errors
     /// What the container says. An error while it is read means that it is not whole.
-    pub async fn layer_tar(&self, newest: Option<i64>) -> ApiResult<LayerTar> {
+    pub async fn layer_tar(
+        &self,
+        newest: Option<i64>,
+        mount_points: Vec<String>,
+    ) -> ApiResult<LayerTar> {
         let access = self.open_files().await?;
         let stream = access.task().files().await.map_err(lost)?;
         let asked = async {
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
-            let asking = move || Answer::ask(stream, &Request::Layer { newest });
+            let request = Request::Layer {
+                newest,
+                mount_points,
+            };
+            let asking = move || Answer::ask(stream, &request);
             tokio::task::spawn_blocking(asking)
                 .await
                 .map_err(io::Error::other)?

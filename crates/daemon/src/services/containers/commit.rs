@@ -81,7 +81,7 @@ impl Containers {
         config: bulkhead_image::ContainerConfig,
         request: &CommitRequest,
     ) -> ApiResult<(ImageId, Option<Reference>)> {
-        let layer = handle.layer_tar(None).await?;
+        let layer = handle.layer_tar(None, Vec::new()).await?;
         let store = Arc::clone(&self.shared.images);
         let reference = request.reference.clone().map(Reference::with_default_tag);
         let image = Image {
