@@ -123,7 +123,7 @@ pub struct LayerDetail {
 /// A line of `docker history`, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryLine {
-    /// The image at this step, known for the newest only.
+    /// The image at this step, if it was made here or is the newest.
     pub id: Option<ImageId>,
     /// Seconds since the epoch.
     pub created: i64,

@@ -170,10 +170,10 @@ pub(super) fn parse(line: &Line, escape: char) -> Parsed<Instruction> {
             }
             Instruction::Run(command(rest, &line.heredocs)?, options)
         }
+        // Without a word they take back what the base says.
+        "CMD" if rest.is_empty() => Instruction::Cmd(CommandLine::Exec(Vec::new())),
+        "ENTRYPOINT" if rest.is_empty() => Instruction::Entrypoint(CommandLine::Exec(Vec::new())),
         "CMD" => Instruction::Cmd(command(rest, &[])?),
-        "ENTRYPOINT" if rest.is_empty() => {
-            return Err("ENTRYPOINT requires at least one argument".to_owned());
-        }
         "ENTRYPOINT" => Instruction::Entrypoint(command(rest, &[])?),
         "EXPOSE" => Instruction::Expose(at_least_one("EXPOSE", words::split(rest, escape))?),
         "VOLUME" => {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -23,8 +24,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::images::{encode, feed, stream_response};
-use super::query::Params;
+use super::images::{encode, feed, stream_response, until_filter};
+use super::query::{Params, check_filters};
 use crate::error::{ApiError, ApiResult};
 use crate::services::build::{BuildHost, BuildSettings, Said, secrets};
 use crate::services::images::{self, BodyReader};
@@ -186,8 +187,7 @@ fn host_config(params: &Params) -> ApiResult<Map<String, Value>> {
     if let Some(hosts) = hosts {
         config.insert("ExtraHosts".to_owned(), hosts);
     }
-    let security = json_param::<Vec<String>>(params, "securityopt")?.unwrap_or_default();
-    if !security.is_empty() {
+    if params.all("securityopt").any(|option| !option.is_empty()) {
         return Err(ApiError::bad_request(
             "The daemon on this platform does not support setting security options on build",
         ));
@@ -455,23 +455,37 @@ fn failure(error: &BuildError) -> Value {
 }
 
 /// `docker builder prune`: steps are forgotten, named caches of `RUN --mount` go. Images of
-/// steps go with `docker image prune`.
+/// steps go with `docker image prune`. What is younger than `until` says stays; nothing here
+/// has a label, so that a prune of what has one, such as `system prune` asks for, takes nothing.
 async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
     // What cannot be told apart is not pruned by halves.
     let filters = params.filters()?;
-    if !filters.is_empty() {
-        return Err(ApiError::bad_request(
-            "filters of the build cache are not supported",
-        ));
+    check_filters(&filters, &["label", "label!", "unused-for", "until"])?;
+    let mut until = None;
+    for key in ["until", "unused-for"] {
+        until = until.or(until_filter(&filters, key)?);
     }
+    let has_label = filters
+        .get("label")
+        .is_some_and(|labels| !labels.is_empty());
     let store = state.images.store();
     let caches = state.build_caches.clone();
     let pruned = tokio::task::spawn_blocking(move || -> ApiResult<(Vec<String>, u64)> {
-        store
-            .forget_steps()
-            .map_err(|error| images::api_error(&error))?;
+        if has_label {
+            return Ok((Vec::new(), 0));
+        }
+        let forget = || match until {
+            None => store.forget_steps(),
+            Some(until) => {
+                let old = store.list()?.into_iter();
+                let old = old.filter(|image| image.created < until);
+                store.forget_steps_to(&old.map(|image| image.id).collect::<Vec<_>>())
+            }
+        };
+        forget().map_err(|error| images::api_error(&error))?;
+        let seconds = until.map(|until| Duration::from_secs(u64::try_from(until).unwrap_or(0)));
         caches
-            .prune()
+            .prune(seconds.map(|seconds| UNIX_EPOCH + seconds))
             .map_err(|error| ApiError::internal("read the build cache", &error))
     })
     .await

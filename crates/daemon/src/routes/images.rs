@@ -7,6 +7,7 @@ mod filter;
 pub(crate) mod registry;
 mod transfer;
 
+pub(crate) use filter::until_filter;
 pub(crate) use registry::message_json;
 pub(crate) use transfer::{
     encode, feed, host_architecture, platform as parse_platform, stream_response,
@@ -25,6 +26,7 @@ use serde_json::{Value, json};
 use super::query::{Params, check_filters};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
+use crate::services::images::RemoveOptions;
 use crate::state::AppState;
 
 /// The first API version that has no `VirtualSize` any more.
@@ -180,9 +182,13 @@ async fn delete_one(
 ) -> ApiResult<Json<Vec<Value>>> {
     let _no_creates = state.containers.hold_creates().await;
     let uses = state.containers.image_uses();
+    let options = RemoveOptions {
+        force: params.flag("force"),
+        keep_parents: params.flag("noprune"),
+    };
     let report = state
         .images
-        .remove(name.trim_start_matches('/'), params.flag("force"), uses)
+        .remove(name.trim_start_matches('/'), options, uses)
         .await?;
     Ok(Json(removals(&report)))
 }
@@ -205,9 +211,13 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
     let filters = params.filters()?;
     check_filters(&filters, &["dangling", "label", "label!", "until"])?;
     let dangling_only = filter::dangling(&filters)?.unwrap_or(true);
-    let until = filter::until(&filters)?;
+    let until = filter::until_filter(&filters, "until")?;
     let before = state.images.disk_usage().await?;
     let uses = state.containers.image_uses();
+    let forced = RemoveOptions {
+        force: true,
+        keep_parents: false,
+    };
     let mut removed = Vec::new();
     for image in state.images.list().await? {
         let kept = (dangling_only && !image.tags.is_empty())
@@ -222,7 +232,7 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
         let id = image.id.to_string();
         match state
             .images
-            .remove(&id, true, state.containers.image_uses())
+            .remove(&id, forced, state.containers.image_uses())
             .await
         {
             Ok(report) => removed.extend(removals(&report)),

@@ -18,6 +18,15 @@ use tokio::sync::mpsc;
 use crate::error::{ApiError, ApiResult};
 use crate::events::EventBus;
 
+/// How an image is removed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RemoveOptions {
+    /// In spite of other names and stopped containers.
+    pub force: bool,
+    /// Without the images that it was made from.
+    pub keep_parents: bool,
+}
+
 /// The image service.
 #[derive(Debug)]
 pub struct Images {
@@ -135,12 +144,19 @@ impl Images {
     pub async fn remove(
         &self,
         text: &str,
-        force: bool,
+        options: RemoveOptions,
         uses: Vec<ImageUse>,
     ) -> ApiResult<RemovalReport> {
         let text = text.to_owned();
+        let force = options.force;
         let report = self
-            .with(move |store| store.remove(&text, force, &uses))
+            .with(move |store| {
+                if options.keep_parents {
+                    store.remove_alone(&text, force, &uses)
+                } else {
+                    store.remove(&text, force, &uses)
+                }
+            })
             .await?;
         let image = report.image.to_string();
         for item in &report.items {

@@ -35,7 +35,7 @@ impl ImageStore {
         for id in database::image_ids(&state.connection)? {
             images.push(self.summary(&state, &id)?.0);
         }
-        images.sort_by_key(|image| (std::cmp::Reverse(image.created), image.id));
+        images.sort_by_key(|image| (std::cmp::Reverse(image.created_nanoseconds), image.id));
         Ok(images)
     }
 
@@ -89,9 +89,20 @@ impl ImageStore {
             })
             .collect();
         lines.reverse();
-        if let Some(newest) = lines.first_mut() {
-            newest.id = Some(*id);
-            newest.tags = summary.tags;
+        // Steps that were made here are images of their own.
+        let mut step = Some((*id, summary.tags));
+        for line in &mut lines {
+            let Some((id, tags)) = step else { break };
+            (line.id, line.tags) = (Some(id), tags);
+            let parent = known(&state, &id)?.parent;
+            step = match parent {
+                Some(parent) if database::image(&state.connection, &parent)?.is_some() => {
+                    let mut names = database::names(&state.connection, &parent)?;
+                    names.retain(|name| name.digest().is_none());
+                    Some((parent, names))
+                }
+                _ => None,
+            };
         }
         Ok(lines)
     }

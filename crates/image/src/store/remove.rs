@@ -10,6 +10,13 @@ use crate::error::{ImageError, Result};
 use crate::model::{ImageUse, Removal, RemovalReport};
 use crate::reference::Reference;
 
+/// Which of the images that an image was made from go with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parents {
+    None,
+    Unnamed,
+}
+
 impl ImageStore {
     /// Gives the image a tag (`:latest` if there is none), taking it from another image that
     /// has it. Returns that other image.
@@ -39,6 +46,29 @@ impl ImageStore {
     /// [`ImageError::NotFound`]; [`ImageError::DeleteConflict`] and
     /// [`ImageError::UntagConflict`] with docker's words.
     pub fn remove(&self, text: &str, force: bool, uses: &[ImageUse]) -> Result<RemovalReport> {
+        self.remove_with(text, force, uses, Parents::Unnamed)
+    }
+
+    /// `docker rmi --no-prune`: as [`ImageStore::remove`], but the steps of its making stay.
+    ///
+    /// # Errors
+    /// As [`ImageStore::remove`].
+    pub fn remove_alone(
+        &self,
+        text: &str,
+        force: bool,
+        uses: &[ImageUse],
+    ) -> Result<RemovalReport> {
+        self.remove_with(text, force, uses, Parents::None)
+    }
+
+    fn remove_with(
+        &self,
+        text: &str,
+        force: bool,
+        uses: &[ImageUse],
+        parents: Parents,
+    ) -> Result<RemovalReport> {
         let mut state = self.state();
         let _room = Room::make(self.files.root());
         let image = resolve(&state, text)?;
@@ -127,7 +157,7 @@ impl ImageStore {
         let mut parent = known(&state, &image)?.parent;
         self.delete(&mut state, &image, &mut items)?;
         // With an image go the steps of its making that nothing else needs.
-        while let Some(step) = parent {
+        while let Some(step) = parent.filter(|_| parents == Parents::Unnamed) {
             let Some(row) = database::image(&state.connection, &step)? else {
                 break;
             };

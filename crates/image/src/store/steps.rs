@@ -61,6 +61,20 @@ impl ImageStore {
         Ok(state.connection.execute("DELETE FROM build_steps", [])?)
     }
 
+    /// Forgets the steps that led to these images.
+    pub fn forget_steps_to(&self, images: &[ImageId]) -> Result<usize> {
+        let mut state = self.state();
+        let transaction = state.connection.transaction()?;
+        let mut forgotten = 0;
+        for image in images {
+            forgotten += transaction
+                .prepare_cached("DELETE FROM build_steps WHERE image = ?1")?
+                .execute([image.to_string()])?;
+        }
+        transaction.commit()?;
+        Ok(forgotten)
+    }
+
     /// The root filesystem of an image, read-only. It stays while the directory is open; the
     /// caller keeps the image from being removed until this returns.
     ///

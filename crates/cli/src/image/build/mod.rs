@@ -70,6 +70,9 @@ const FLAGS: &[Flag] = &[
         Kind::Bytes,
         "Size of /dev/shm of the build's containers",
     ),
+    // The daemon says why it has not these.
+    Flag::list("security-opt", "Not supported").hidden(),
+    Flag::switch("squash", "Not supported").hidden(),
     Flag::list("tag", "Name of the image").short('t'),
     Flag::text("target", "Build up to this stage"),
     Flag::list("ulimit", "Set a resource limit (NAME=SOFT[:HARD])").check(values::ulimit),
@@ -107,6 +110,7 @@ fn run_build(ctx: Ctx, parsed: Parsed) -> LocalBoxFuture<'static, CliResult> {
             .query_if("rm", parsed.on("rm"))
             .query_if("forcerm", parsed.on("force-rm"))
             .query_if("q", quiet)
+            .query_if("squash", parsed.on("squash"))
             .query_some("memory", parsed.given("memory"))
             .query_some("memswap", parsed.given("memory-swap"))
             .query_some("shmsize", parsed.given("shm-size"))
@@ -125,7 +129,11 @@ fn run_build(ctx: Ctx, parsed: Parsed) -> LocalBoxFuture<'static, CliResult> {
                 "labels",
                 Value::Object(to_map(parsed.list("label"))).to_string(),
             );
-        for (key, flag) in [("t", "tag"), ("extrahosts", "add-host")] {
+        for (key, flag) in [
+            ("t", "tag"),
+            ("extrahosts", "add-host"),
+            ("securityopt", "security-opt"),
+        ] {
             for text in parsed.list(flag) {
                 request = request.query(key, text);
             }

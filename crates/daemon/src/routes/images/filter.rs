@@ -27,7 +27,7 @@ pub(super) async fn select<'a>(
     let before = reference_time(state, images, filters, "before").await?;
     let since = reference_time(state, images, filters, "since").await?;
     let dangling = dangling(filters)?;
-    let until = until(filters)?;
+    let until = until_filter(filters, "until")?;
     let parents: HashSet<&ImageId> = images.iter().filter_map(|i| i.parent.as_ref()).collect();
     let mut out = Vec::new();
     for image in images {
@@ -103,27 +103,27 @@ pub(super) fn matches_labels(image: &ImageSummary, filters: &Filters) -> bool {
     values("label").iter().all(has) && !values("label!").iter().any(has)
 }
 
-/// The time, in seconds since the epoch, that images have to be older than.
+/// The time that a filter gives, seconds since the epoch.
 ///
 /// # Errors
 /// 400 for what is no time, and for several.
-pub(super) fn until(filters: &Filters) -> ApiResult<Option<i64>> {
-    let value = match filters.get("until").map(Vec::as_slice) {
+pub(crate) fn until_filter(filters: &Filters, key: &str) -> ApiResult<Option<i64>> {
+    let value = match filters.get(key).map(Vec::as_slice) {
         None | Some([]) => return Ok(None),
         Some([value]) => value,
         Some(_) => {
-            return Err(ApiError::bad_request(
-                "more than one until filter specified",
-            ));
+            return Err(ApiError::bad_request(format!(
+                "more than one {key} filter specified"
+            )));
         }
     };
-    let time = until_time(value, Timestamp::now()).ok_or_else(|| {
+    let until = until_time(value, Timestamp::now());
+    until.map(Some).ok_or_else(|| {
         ApiError::bad_request(format!(
-            "invalid value '{value}' for filter 'until': use a time such as \
+            "invalid value '{value}' for filter '{key}': use a time such as \
              2026-01-31T10:00:00Z, seconds since the epoch, or an age such as 24h"
         ))
-    })?;
-    Ok(Some(time))
+    })
 }
 
 /// Seconds since the epoch of a time, a date, a number of seconds or an age (`1h30m`).

@@ -28,6 +28,9 @@ use crate::state::AppState;
 /// How often progress is reported at most, and how long nothing is said at first.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
+/// The operating system whose images can be run.
+const OS: &str = "linux";
+
 /// `docker load`.
 pub(super) async fn load(
     State(state): State<AppState>,
@@ -74,11 +77,19 @@ pub(super) async fn create(
 ) -> ApiResult<Response> {
     if let Some(image) = params.get("fromImage") {
         let platform = params.get("platform").map(platform).transpose()?;
+        if let Some(platform) = platform.as_ref().filter(|wanted| wanted.os != OS) {
+            return Err(ApiError::bad_request(format!(
+                "operating system \"{}\" is not supported",
+                platform.os
+            )));
+        }
         return super::registry::pull(&state, image, params.get("tag"), platform, &headers).await;
     }
-    let source = params
-        .get("fromSrc")
-        .ok_or_else(|| ApiError::bad_request("either fromImage or fromSrc must be given"))?;
+    let Some(source) = params.get("fromSrc") else {
+        return Err(ApiError::bad_request(
+            "either fromImage or fromSrc must be given",
+        ));
+    };
     let options = ImportOptions {
         reference: params
             .get("repo")
@@ -89,19 +100,23 @@ pub(super) async fn create(
         platform: params.get("platform").map(platform).transpose()?,
     };
     let (frames, reader) = BodyReader::new();
-    match source {
-        "-" => drop(tokio::spawn(feed(body, frames))),
-        address => {
-            let address = match address.contains("://") {
-                true => address.to_owned(),
-                false => format!("http://{address}"),
-            };
-            let fetched = state.registry.fetch(&address).await;
-            let fetched = fetched.map_err(|error| super::registry::api_error(&error))?;
-            tokio::spawn(feed_fetched(fetched, frames));
-        }
+    let mut told = None;
+    if source == "-" {
+        tokio::spawn(feed(body, frames));
+    } else {
+        let address = match source.split_once("://") {
+            Some(_) => source.to_owned(),
+            None => format!("http://{source}"),
+        };
+        let file = state.registry.fetch(&address).await;
+        let file = file.map_err(|error| super::registry::api_error(&error))?;
+        tokio::spawn(feed_file(file, frames));
+        told = Some(json!({ "status": format!("Downloading from {address}") }));
     }
     answer(reader, move |reader, lines| {
+        if let Some(line) = told {
+            let _ = lines.sender.blocking_send(encode(&line));
+        }
         let id = state
             .images
             .import_blocking(reader, &options, &|progress| lines.report(false, progress))?;
@@ -255,7 +270,7 @@ async fn upload(
     answer(reader, work).await
 }
 
-/// Runs blocking work on what comes out of a reader and answers with its lines.
+/// Runs blocking work on what comes in and answers with its lines.
 async fn answer(
     mut reader: BodyReader,
     work: impl FnOnce(&mut BodyReader, &Lines) -> Result<Vec<Value>, ImageError> + Send + 'static,
@@ -332,16 +347,16 @@ pub(crate) async fn feed(body: Body, frames: mpsc::Sender<std::io::Result<Bytes>
     }
 }
 
-/// Passes a download on.
-async fn feed_fetched(mut file: FetchedFile, frames: mpsc::Sender<std::io::Result<Bytes>>) {
+/// Passes a file from the network on for as long as somebody reads.
+async fn feed_file(mut file: FetchedFile, frames: mpsc::Sender<std::io::Result<Bytes>>) {
     loop {
-        let chunk = match file.chunk().await {
+        let frame = match file.chunk().await {
             Ok(Some(chunk)) => Ok(chunk),
             Ok(None) => return,
             Err(error) => Err(std::io::Error::other(error.full_message())),
         };
-        let lost = chunk.is_err();
-        if frames.send(chunk).await.is_err() || lost {
+        let is_last = frame.is_err();
+        if frames.send(frame).await.is_err() || is_last {
             return;
         }
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_build::{CacheDirectory, CacheRequest, CacheSharing, HostError};
 use bulkhead_image::Digest;
@@ -95,11 +95,11 @@ impl BuildCaches {
         })
     }
 
-    /// Removes all that are not in use: their names, and their bytes.
+    /// Removes all that are not in use, nor were since a time: their names, and their bytes.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn prune(&self) -> io::Result<(Vec<String>, u64)> {
+    pub fn prune(&self, unused_since: Option<SystemTime>) -> io::Result<(Vec<String>, u64)> {
         let used = self.0.used();
         let (mut names, mut bytes) = (Vec::new(), 0);
         let entries = match fs::read_dir(&self.0.root) {
@@ -108,7 +108,10 @@ impl BuildCaches {
         };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if used.contains_key(&name) {
+            let used_at = entry.metadata().and_then(|metadata| metadata.modified());
+            let is_fresh =
+                unused_since.is_some_and(|time| used_at.is_ok_and(|used_at| used_at >= time));
+            if is_fresh || used.contains_key(&name) {
                 continue;
             }
             let size = crate::disk_usage::apparent_size(&entry.path());
@@ -135,7 +138,10 @@ fn make(path: &std::path::Path, request: &CacheRequest) -> io::Result<()> {
         fs::create_dir_all(root)?;
     }
     match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        // Its time tells when it was used.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return fs::File::open(path)?.set_modified(SystemTime::now());
+        }
         made => made?,
     }
     let (uid, gid) = request.owner;
@@ -199,7 +205,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o700);
         let private = take(CacheSharing::Private);
         assert_ne!(private.path, one.path);
-        assert!(caches.prune().unwrap().0.is_empty(), "all are in use");
+        assert!(caches.prune(None).unwrap().0.is_empty(), "all are in use");
         // One that is locked is waited for.
         let cancelled = caches.take(&request(CacheSharing::Locked), || true);
         assert!(cancelled.is_err());
@@ -220,6 +226,11 @@ mod tests {
         let again = take(CacheSharing::Private);
         assert!(again.path.ends_with(directory_name("id", 0)));
         drop((private, again));
-        assert_eq!(caches.prune().unwrap().0.len(), 2);
+        let before = SystemTime::now() - Duration::from_secs(3600);
+        assert!(
+            caches.prune(Some(before)).unwrap().0.is_empty(),
+            "all are fresh"
+        );
+        assert_eq!(caches.prune(None).unwrap().0.len(), 2);
     }
 }
