@@ -3,6 +3,7 @@
 mod api;
 mod bad_input;
 mod build;
+mod build_forms;
 mod build_sources;
 mod compose;
 mod daemon_restart;
@@ -11,6 +12,7 @@ mod exec;
 mod failure;
 mod files;
 mod full_disk;
+mod image_keeping;
 mod image_kills;
 mod images;
 mod layers;

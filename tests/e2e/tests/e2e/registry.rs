@@ -212,7 +212,7 @@ case!(process login_and_credential_helpers, |cell| {
     cell.cli(&format!("rmi {image}")).ok();
 });
 
-case!(ours process platforms_forms_and_many_layers, |cell| {
+case!(ours process platforms_and_forms, |cell| {
     let registry = Registry::start();
     let host = registry.address();
     let config = |os: &str, architecture: &str, layers: &[(Vec<u8>, Compression)]| {
@@ -262,7 +262,31 @@ case!(ours process platforms_forms_and_many_layers, |cell| {
     cell.cli(&format!("pull {image}:windows-amd64"))
         .exits(1)
         .says("operating system \"windows\" cannot be used");
-    // As many layers as an image may have, some of them more than once.
+    cell.cli(&format!("pull --platform windows/amd64 {image}:linux-amd64"))
+        .exits(1)
+        .says("operating system \"windows\" is not supported");
+    // The same in docker's own forms.
+    let plain = mark("schema 2");
+    publish(&registry, &repository, "single", &plain);
+    let single = format!("docker://{image}:single");
+    let manifest = Registry::skopeo(&["inspect", "--raw", "--tls-verify=false", &single]);
+    let kind = "application/vnd.docker.distribution.manifest.v2+json";
+    let entry = json!({
+        "mediaType": kind, "size": manifest.len(),
+        "digest": format!("sha256:{}", sha256(manifest.as_bytes())),
+        "platform": { "os": "linux", "architecture": "amd64" },
+    });
+    let kind = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let list = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": [entry] });
+    registry.manifest(&repository, "docker", kind, &list);
+    assert_eq!(cell.run(&format!("--rm {image}:docker")).ok().text(), plain);
+    let ids = cell.cli(&format!("images -aq {image}")).ok().lines();
+    cell.cli(&format!("rmi -f {}", ids.join(" "))).ok();
+});
+
+// As many layers as an image may have, some of them more than once.
+case!(ours many_layers_of_a_registry, |cell| {
+    let registry = Registry::start();
     let mut layers = vec![(busybox_tar().to_vec(), Compression::Gzip)];
     for number in 0..126 {
         layers.push((marked(&format!("layer {}", number % 63)), Compression::Gzip));
@@ -270,14 +294,20 @@ case!(ours process platforms_forms_and_many_layers, |cell| {
     for count in [60, 127] {
         let layers = &layers[..count];
         let repository = cell.name("deep");
-        registry.image(&repository, "1", &config("linux", "amd64", layers), layers);
-        let image = format!("{host}/{repository}:1");
+        let ids: Vec<String> = layers
+            .iter()
+            .map(|(tar, _)| format!("sha256:{}", sha256(tar)))
+            .collect();
+        let config = json!({
+            "os": "linux", "architecture": "amd64", "config": { "Cmd": ["cat", "/mark"], "Labels": { "of": repository } },
+            "rootfs": { "type": "layers", "diff_ids": ids },
+        });
+        registry.image(&repository, "1", &config, layers);
+        let image = format!("{}/{repository}:1", registry.address());
         let expected = format!("layer {}", (count - 2) % 63);
         assert_eq!(cell.run(&format!("--rm {image}")).ok().text(), expected);
         cell.cli(&format!("rmi {image}")).ok();
     }
-    let ids = cell.cli(&format!("images -aq {image}")).ok().lines();
-    cell.cli(&format!("rmi -f {}", ids.join(" "))).ok();
 });
 
 case!(process a_mirror_is_asked_first, |cell| {
