@@ -346,6 +346,11 @@ impl Stage<'_, '_> {
                 continue;
             }
             let text = self.expand(text)?;
+            if keyword == "ADD" && is_git(&text) {
+                return Err(BuildError::Invalid(format!(
+                    "{text}: git repositories are not supported: clone it, and copy from there"
+                )));
+            }
             if keyword == "ADD" && is_remote(&text) {
                 found.push(self.remote_source(&text, spec)?);
                 continue;
@@ -528,6 +533,15 @@ pub(super) fn hash_file(
     };
     hash_node(hasher, shown, node, digest);
     Ok(())
+}
+
+/// Whether BuildKit would clone it.
+fn is_git(text: &str) -> bool {
+    let repository = text.split('#').next().unwrap_or_default();
+    ["git://", "ssh://", "git@"]
+        .iter()
+        .any(|start| text.starts_with(start))
+        || (is_remote(text) && repository.ends_with(".git"))
 }
 
 fn is_remote(text: &str) -> bool {

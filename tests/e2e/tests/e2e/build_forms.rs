@@ -247,6 +247,8 @@ case!(ours process refusals_of_builds, |cell| {
         ("FROM scratch\nCOPY --parents file /\n", "", "--parents and --exclude are not supported"),
         ("FROM scratch\nCOPY --chmod=8 file /\n", "", "invalid chmod parameter"),
         ("FROM scratch\nCOPY missing /\n", "", "missing"),
+        ("FROM scratch\nADD https://host.invalid/x.git#main /\n", "", "git repositories"),
+        ("FROM scratch\nADD git@host.invalid:x /\n", "", "git repositories"),
         ("FROM scratch\nCOPY file file /to\n", "", "must be a directory and end with a /"),
         ("FROM scratch\nENV\n", "", "ENV requires at least one argument"),
         ("FROM scratch\nONBUILD FROM x\n", "", "FROM isn't allowed as an ONBUILD trigger"),
