@@ -176,11 +176,23 @@ impl Cgroup {
     }
 }
 
+/// For what takes the kernel, or another process of ours, a moment.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Removes the groups above the one of this name that are empty, in every hierarchy.
 fn remove_parents(name: &Path) -> io::Result<()> {
-    // Not worth waiting for: whoever holds it is making a group here, or cleans up too.
-    let Some(_lock) = lock_parents(true)? else {
-        return Ok(());
+    // Whoever holds it is making a group, or removes parents of another one, for a moment. Should
+    // it be somebody else altogether, an empty group that stays is no reason to fail.
+    let deadline = Instant::now() + PATIENCE;
+    let _lock = loop {
+        match lock_parents(true)? {
+            Some(lock) => break lock,
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            None => {
+                tracing::warn!(name = %name.display(), "parents of this control group may be left");
+                return Ok(());
+            }
+        }
     };
     let relative = name.strip_prefix("/").unwrap_or(name);
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
@@ -199,7 +211,7 @@ fn remove_parents(name: &Path) -> io::Result<()> {
 /// A group stays busy for a moment after its last process has been reaped, while the
 /// kernel finishes that process's exit (`cgroup_exit` precedes `css_put`); no event tells.
 fn remove_group(group: &Path) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match std::fs::remove_dir(group) {
             Err(error)

@@ -168,7 +168,12 @@ async fn wait(
             waited = waiting => waited,
             () = shutdown.cancelled_owned() => return Ok::<_, Infallible>(Bytes::new()),
         };
-        let mut line = json!({ "Error": null, "StatusCode": waited.code }).to_string();
+        let mut answer = json!({ "StatusCode": waited.code });
+        // Docker 20.10, whose version that is, says so when there was none; later ones do not.
+        if version <= ApiVersion(1, 41) {
+            answer["Error"] = Value::Null;
+        }
+        let mut line = answer.to_string();
         line.push('\n');
         Ok(Bytes::from(line))
     });

@@ -587,7 +587,8 @@ case!(process what_makes_no_sense_is_refused, |cell| {
         }
         create(line).fails().says(words);
     }
-    if !bulkhead_e2e::daemon::is_reference() {
+    // Nothing that is mounted in a guest appears on the host; the other kind looks at its start.
+    if cell.is_hyperv() {
         create(&format!("-v {path}:/x:rshared")).fails().says("rshared");
     }
     let answer = |body: serde_json::Value| {
