@@ -160,6 +160,26 @@ impl Cell {
         }
     }
 
+    /// A build at the cell's isolation. Where no buildx is installed, the docker command takes
+    /// the classic builder by itself.
+    #[must_use]
+    pub fn building(&self, rest: &str) -> Call {
+        let isolation = if is_reference() {
+            String::new()
+        } else {
+            format!("--isolation={}", self.isolation_name())
+        };
+        self.line(&format!("build {isolation} {rest}"))
+    }
+
+    /// What an image's command prints, line by line. Always a process: the files are the same.
+    #[must_use]
+    pub fn prints(&self, image: &str, command: &str) -> Vec<String> {
+        self.cli(&format!("run --rm {image} {command}"))
+            .ok()
+            .lines()
+    }
+
     /// Path on the host of the program that describes file trees.
     #[must_use]
     pub fn probe(&self) -> PathBuf {

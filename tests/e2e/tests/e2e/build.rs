@@ -9,22 +9,9 @@ fn build(cell: &Cell, arguments: &str, files: &[(&str, &str)]) -> Output {
     for (path, content) in files {
         tar.file(path, &Meta::mode(0o644), content.as_bytes());
     }
-    let isolation = if bulkhead_e2e::daemon::is_reference() {
-        String::new()
-    } else {
-        format!("--isolation={}", cell.isolation_name())
-    };
-    // What no buildx is installed for: the docker command takes the classic builder itself.
-    cell.line(&format!("build {isolation} {arguments} -"))
+    cell.building(&format!("{arguments} -"))
         .stdin(tar.done())
         .output()
-}
-
-/// What an image's command prints. Always a process: the files are the same.
-fn prints(cell: &Cell, image: &str, command: &str) -> Vec<String> {
-    cell.cli(&format!("run --rm {image} {command}"))
-        .ok()
-        .lines()
 }
 
 fn id(cell: &Cell, image: &str) -> String {
@@ -70,8 +57,8 @@ case!(instructions_stages_and_the_cache, |cell| {
     build(cell, &arguments, &files)
         .ok()
         .says(&format!("Successfully tagged {name}:latest"));
-    assert_eq!(prints(cell, &name, ""), ["hello there", one.as_str()]);
-    assert_eq!(prints(cell, &name, "stat -c %u:%g /said"), ["7:8"]);
+    assert_eq!(cell.prints(&name, ""), ["hello there", one.as_str()]);
+    assert_eq!(cell.prints(&name, "stat -c %u:%g /said"), ["7:8"]);
     let config = cell.cli(&format!("image inspect {name}")).ok().json()[0]["Config"].clone();
     assert_eq!(config["Labels"]["a"], "b");
     assert_eq!(config["StopSignal"], "SIGINT");
@@ -84,12 +71,12 @@ case!(instructions_stages_and_the_cache, |cell| {
     assert_eq!(id(cell, &name), first);
     let changed = [files[0], ("source", two.as_str())];
     build(cell, &arguments, &changed).ok().says("Running in");
-    assert_eq!(prints(cell, &name, ""), ["hello there", two.as_str()]);
+    assert_eq!(cell.prints(&name, ""), ["hello there", two.as_str()]);
 
     let target = cell.name("image");
     build(cell, &format!("--target made -t {target}"), &changed).ok();
     assert_eq!(
-        prints(cell, &target, "cat /made/said"),
+        cell.prints(&target, "cat /made/said"),
         ["hello none", two.as_str()]
     );
     remove(cell, &[&target, &name]);
@@ -138,10 +125,10 @@ case!(ours a_command_is_given_mounts, |cell| {
     );
     let files = [("Dockerfile", dockerfile.as_str()), ("in/file", one.as_str())];
     build(cell, &format!("-t {name}"), &files).ok();
-    let said = prints(cell, &name, "cat /said");
+    let said = cell.prints(&name, "cat /said");
     assert_eq!(said, [one.trim(), "read-only", "from-stage", "1", "heredoc"]);
     // Nothing is left of where they were mounted.
-    let left = prints(cell, &name, "sh -c 'ls -d /context /m /t /run /cache/of/it 2>/dev/null; ls /cache'");
+    let left = cell.prints(&name, "sh -c 'ls -d /context /m /t /run /cache/of/it 2>/dev/null; ls /cache'");
     assert_eq!(left, ["kept"]);
     // What is mounted decides whether a step is the one in the cache.
     let first = id(cell, &name);
@@ -149,7 +136,7 @@ case!(ours a_command_is_given_mounts, |cell| {
     assert_eq!(id(cell, &name), first);
     let changed = [files[0], ("in/file", two.as_str())];
     build(cell, &format!("-t {name}"), &changed).ok();
-    assert_eq!(prints(cell, &name, "head -n1 /said"), [two.trim()]);
+    assert_eq!(cell.prints(&name, "head -n1 /said"), [two.trim()]);
     remove(cell, &[&name]);
     let _ = cell.cli(&format!("rmi {first}"));
 });
@@ -226,7 +213,7 @@ case!(ours stages_are_built_side_by_side, |cell| {
             .says("Stage unneeded was not built"),
     );
     assert_eq!(
-        prints(cell, &name, "cat /one /two"),
+        cell.prints(&name, "cat /one /two"),
         ["a met b", "b met a"]
     );
     remove(cell, &[&name]);
@@ -310,7 +297,7 @@ case!(ours secrets_are_read_and_leave_no_trace, |cell| {
         .output()
         .ok();
     let sum = |text: &str| format!("{}  -", bulkhead_e2e::images::sha256(text.as_bytes()));
-    let said = prints(cell, &name, "cat /sums");
+    let said = cell.prints(&name, "cat /sums");
     assert_eq!(said[..4], [sum(&file), sum(&variable), "400 0".into(), "440 7".into()]);
     let everything = saved(cell, &name);
     let history = cell.cli(&format!("history --no-trunc {name}")).ok().text();

@@ -1,17 +1,8 @@
 //! Builds: the forms of instructions, and what is refused.
 
 use bulkhead_e2e::images::{Compression, Meta, Tar};
-use bulkhead_e2e::{BUSYBOX, Call, Cell, case};
+use bulkhead_e2e::{BUSYBOX, Cell, case};
 use serde_json::{Value, json};
-
-fn building(cell: &Cell, rest: &str) -> Call {
-    let isolation = if bulkhead_e2e::daemon::is_reference() {
-        String::new()
-    } else {
-        format!("--isolation={}", cell.isolation_name())
-    };
-    cell.line(&format!("build {isolation} {rest}"))
-}
 
 /// A build of a context with these files.
 fn build(cell: &Cell, arguments: &str, files: &[(&str, &[u8])]) -> bulkhead_e2e::Output {
@@ -19,16 +10,9 @@ fn build(cell: &Cell, arguments: &str, files: &[(&str, &[u8])]) -> bulkhead_e2e:
     for (path, content) in files {
         tar.file(path, &Meta::mode(0o644), content);
     }
-    building(cell, &format!("{arguments} -"))
+    cell.building(&format!("{arguments} -"))
         .stdin(tar.done())
         .output()
-}
-
-/// What an image's command prints. Always a process: the files are the same.
-fn prints(cell: &Cell, image: &str, command: &str) -> Vec<String> {
-    cell.cli(&format!("run --rm {image} {command}"))
-        .ok()
-        .lines()
 }
 
 fn config(cell: &Cell, image: &str) -> Value {
@@ -78,15 +62,15 @@ case!(ours heredocs_in_every_form, |cell| {
     let files: [(&str, &[u8]); 2] = [("Dockerfile", dockerfile.as_bytes()), ("file", b"third\n")];
     build(cell, &format!("-t {name}"), &files).ok();
     assert_eq!(
-        prints(cell, &name, "cat /said"),
+        cell.prints(&name, "cat /said"),
         ["environment", "argument", "tabs", "42", "one environment", "two $NAME", "another program"]
     );
     assert_eq!(
-        prints(cell, &name, "cat /expanded /verbatim /added"),
+        cell.prints(&name, "cat /expanded /verbatim /added"),
         ["environment argument $NAME", "$NAME ${WORD}", "# not a comment"]
     );
     assert_eq!(
-        prints(cell, &name, "sh -c 'cd /several; cat one two file; stat -c \"%n %a %u:%g\" *'"),
+        cell.prints(&name, "sh -c 'cd /several; cat one two file; stat -c \"%n %a %u:%g\" *'"),
         ["first", "second", "third", "file 640 7:8", "one 640 7:8", "two 640 7:8"]
     );
     let unended = format!("FROM {BUSYBOX}\nRUN <<END\necho\n");
@@ -155,7 +139,7 @@ case!(triggers_shells_and_archives, |cell| {
     build(cell, &format!("-t {name}"), &files)
         .ok()
         .says("Executing 3 build triggers");
-    assert_eq!(prints(cell, &name, ""), ["a word", "triggered"]);
+    assert_eq!(cell.prints(&name, ""), ["a word", "triggered"]);
     let shell = |script: &str| {
         cell.cli(&format!("run --rm --entrypoint sh {name} -c '{script}'"))
             .ok()
@@ -221,7 +205,7 @@ case!(ours process copies_as_buildkit_has_them, |cell| {
     let files: [(&str, &[u8]); 2] = [("Dockerfile", dockerfile.as_bytes()), ("file", b"words\n")];
     build(cell, &format!("-t {name}"), &files).ok();
     assert_eq!(
-        prints(cell, &name, "stat -c '%n %a %u:%g' /linked /from/file /added"),
+        cell.prints(&name, "stat -c '%n %a %u:%g' /linked /from/file /added"),
         ["/linked 751 0:0", "/from/file 600 7:7", "/added 400 1000:1000"]
     );
     cell.cli(&format!("rmi {name}")).ok();

@@ -4,22 +4,7 @@ use std::collections::BTreeMap;
 
 use bulkhead_e2e::http::{Files, Server};
 use bulkhead_e2e::images::{Meta, Tar, sha256};
-use bulkhead_e2e::{BUSYBOX, Call, Cell, Daemon, case};
-
-fn building(cell: &Cell, rest: &str) -> Call {
-    let isolation = if bulkhead_e2e::daemon::is_reference() {
-        String::new()
-    } else {
-        format!("--isolation={}", cell.isolation_name())
-    };
-    cell.line(&format!("build {isolation} {rest}"))
-}
-
-fn prints(cell: &Cell, image: &str, command: &str) -> Vec<String> {
-    cell.cli(&format!("run --rm {image} {command}"))
-        .ok()
-        .lines()
-}
+use bulkhead_e2e::{BUSYBOX, Daemon, case};
 
 fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     let mut tar = Tar::new();
@@ -56,8 +41,8 @@ case!(process what_a_context_leaves_out, |cell| {
         std::fs::write(path, content).expect("a file");
     }
     let root = directory.path().display();
-    building(cell, &format!("-t {name} {root}")).output().ok();
-    let mut found = prints(cell, &name, "sh -c 'cd /all; find . -type f'");
+    cell.building(&format!("-t {name} {root}")).output().ok();
+    let mut found = cell.prints(&name, "sh -c 'cd /all; find . -type f'");
     found.sort();
     assert_eq!(
         found,
@@ -76,23 +61,23 @@ case!(process what_a_context_leaves_out, |cell| {
         format!("FROM {BUSYBOX}\nCOPY a.log /\n"),
     )
     .expect("a file");
-    building(cell, &root.to_string())
+    cell.building(&root.to_string())
         .output()
         .exits(1)
         .says("a.log");
     std::fs::write(directory.path().join(".dockerignore"), "[\n").expect("a file");
-    building(cell, &root.to_string()).output().exits(1);
+    cell.building(&root.to_string()).output().exits(1);
     cell.cli(&format!("rmi {name}")).ok();
 });
 
 case!(process a_dockerfile_alone_and_remote_sources, |cell| {
     let (name, mark) = (cell.name("image"), cell.number());
     let dockerfile = format!("FROM {BUSYBOX}\nRUN echo {mark} > /said\nCMD cat /said\n");
-    building(cell, &format!("-t {name} -"))
+    cell.building(&format!("-t {name} -"))
         .stdin(dockerfile.as_bytes())
         .output()
         .ok();
-    assert_eq!(prints(cell, &name, ""), [mark.to_string()]);
+    assert_eq!(cell.prints(&name, ""), [mark.to_string()]);
 
     let remote = format!("FROM {BUSYBOX}\nCOPY file /said\nCMD cat /said\n");
     let word = format!("remote {mark}");
@@ -110,31 +95,31 @@ case!(process a_dockerfile_alone_and_remote_sources, |cell| {
     ]);
     let server = Server::start(files);
     let host = server.address();
-    building(cell, &format!("-t {name} http://{host}/context.tar"))
+    cell.building(&format!("-t {name} http://{host}/context.tar"))
         .output()
         .ok();
-    assert_eq!(prints(cell, &name, ""), [word]);
-    building(cell, &format!("-t {name} http://{host}/Dockerfile"))
+    assert_eq!(cell.prints(&name, ""), [word]);
+    cell.building(&format!("-t {name} http://{host}/Dockerfile"))
         .output()
         .ok();
-    assert_eq!(prints(cell, &name, ""), [mark.to_string()]);
-    building(cell, &format!("http://{host}/missing.tar"))
+    assert_eq!(cell.prints(&name, ""), [mark.to_string()]);
+    cell.building(&format!("http://{host}/missing.tar"))
         .output()
         .exits(1)
         .says("404");
 
     let add = format!("FROM {BUSYBOX}\nADD http://{host}/dir/file?x=y /there/\n");
-    building(cell, &format!("-t {name} -"))
+    cell.building(&format!("-t {name} -"))
         .stdin(add.as_bytes())
         .output()
         .ok();
     // As docker has it: its own name, 0600, the server's time.
     assert_eq!(
-        prints(cell, &name, "sh -c 'cat /there/file; stat -c \"%a %Y\" /there/file'"),
+        cell.prints(&name, "sh -c 'cat /there/file; stat -c \"%a %Y\" /there/file'"),
         ["fetched", "600 1000000000"]
     );
     let missing = format!("FROM {BUSYBOX}\nADD http://{host}/none /there/\n");
-    building(cell, "-")
+    cell.building("-")
         .stdin(missing.as_bytes())
         .output()
         .exits(1)
@@ -144,7 +129,7 @@ case!(process a_dockerfile_alone_and_remote_sources, |cell| {
             let add = format!(
                 "FROM {BUSYBOX}\nADD --checksum=sha256:{sum} http://{host}/dir/file?x=y /there/\n"
             );
-            let built = building(cell, "-").stdin(add.as_bytes()).output().exits(code);
+            let built = cell.building("-").stdin(add.as_bytes()).output().exits(code);
             if code == 1 {
                 drop(built.says("digest mismatch"));
             }
@@ -160,14 +145,13 @@ case!(networks_and_limits_of_steps, |cell| {
         "FROM {BUSYBOX}\nLABEL cell={mark}\n\
          RUN ls /sys/class/net > /net && df -k /dev/shm | tail -n1 > /shm && ulimit -n > /nofile\n"
     );
-    building(
-        cell,
-        &format!("--network none --shm-size 16m --ulimit nofile=123:456 -t {name} -"),
-    )
+    cell.building(&format!(
+        "--network none --shm-size 16m --ulimit nofile=123:456 -t {name} -"
+    ))
     .stdin(dockerfile.as_bytes())
     .output()
     .ok();
-    let said = prints(cell, &name, "cat /net /nofile /shm");
+    let said = cell.prints(&name, "cat /net /nofile /shm");
     assert!(said.contains(&"lo".to_owned()), "{said:?}");
     let rest = &said[said.len() - 2..];
     assert_eq!(rest[0], "123");
@@ -177,16 +161,16 @@ case!(networks_and_limits_of_steps, |cell| {
     let hungry = format!(
         "FROM {BUSYBOX}\nLABEL cell={mark}\nRUN dd if=/dev/zero of=/dev/null bs=200M count=1\n"
     );
-    building(cell, "--force-rm -m 64m --memory-swap 64m -")
+    cell.building("--force-rm -m 64m --memory-swap 64m -")
         .stdin(hungry.as_bytes())
         .output()
         .fails()
         .says("returned a non-zero code");
-    building(cell, "--force-rm -")
+    cell.building("--force-rm -")
         .stdin(hungry.as_bytes())
         .output()
         .ok();
-    building(cell, "--network no-such-network -")
+    cell.building("--network no-such-network -")
         .stdin(format!("{hungry}RUN true\n").as_bytes())
         .output()
         .fails()
@@ -199,7 +183,7 @@ case!(ours process steps_of_another_image_count, |cell| {
     let dockerfile = format!("FROM {BUSYBOX}\nRUN echo x > /x\nCOPY file /file\nRUN echo y > /y\n");
     let context = archive(&[("Dockerfile", dockerfile.as_str()), ("file", "z")]);
     let build = |rest: &str| {
-        building(&cell, &format!("{rest} -"))
+        cell.building(&format!("{rest} -"))
             .stdin(context.clone())
             .output()
             .ok()
@@ -249,10 +233,10 @@ case!(ours process proxies_of_the_daemons_environment, |cell| {
         ("http://files.invalid/file".to_owned(), "by the proxy"),
         (format!("http://{}/file", direct.address()), "directly"),
     ] {
-        building(&cell, "-t fetched -").stdin(add(&url).as_bytes()).output().ok();
-        assert_eq!(prints(&cell, "fetched", ""), [said]);
+        cell.building("-t fetched -").stdin(add(&url).as_bytes()).output().ok();
+        assert_eq!(cell.prints("fetched", ""), [said]);
     }
-    building(&cell, "-").stdin(add("http://unreached.invalid/file").as_bytes()).output().fails();
+    cell.building("-").stdin(add("http://unreached.invalid/file").as_bytes()).output().fails();
     cell.cli("pull plain.invalid/some/image").fails();
     cell.cli("pull secure.invalid/some/image").fails();
     let asked = proxy.asked();
@@ -273,7 +257,7 @@ case!(ours many_layers, |cell| {
     let mut dockerfile = format!("FROM {BUSYBOX}\nLABEL cell={}\n", cell.number());
     let build = |dockerfile: &str| {
         let context = archive(&[("Dockerfile", dockerfile), ("file", "x")]);
-        building(cell, &format!("-q -t {name} -")).stdin(context).output()
+        cell.building(&format!("-q -t {name} -")).stdin(context).output()
     };
     let mut layers = 1;
     for wanted in [60, 127] {
