@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_image::reserve::{self, Reserve};
 use rusqlite::{Connection, params};
 
 /// Why the store failed.
@@ -37,24 +38,19 @@ pub enum StoreError {
     Lost,
 }
 
-impl StoreError {
-    /// Whether there was no room on the disk.
-    #[must_use]
-    pub fn is_disk_full(&self) -> bool {
-        matches!(
-            self,
-            Self::Statement(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
-        )
-    }
-}
-
 /// Version of the schema.
 const SCHEMA: i64 = 1;
 
 /// The database; clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
-    connection: Arc<Mutex<Connection>>,
+    database: Arc<Mutex<Database>>,
+}
+
+#[derive(Debug)]
+struct Database {
+    connection: Connection,
+    reserve: Reserve,
 }
 
 impl Store {
@@ -98,7 +94,10 @@ impl Store {
             ))
             .map_err(open)?;
         Ok(Self {
-            connection: Arc::new(Mutex::new(connection)),
+            database: Arc::new(Mutex::new(Database {
+                connection,
+                reserve: reserve::beside(&path),
+            })),
         })
     }
 
@@ -106,10 +105,46 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let connection = Arc::clone(&self.connection);
+        self.on_database(|database| {
+            database.reserve.keep();
+            work(&database.connection)
+        })
+        .await
+    }
+
+    /// Deletes the row that has this key, even on a full disk: a deletion is a write, too.
+    async fn delete(&self, statement: &'static str, key: String) -> Result<(), StoreError> {
+        self.on_database(move |database| {
+            let Database {
+                connection,
+                reserve,
+            } = database;
+            reserve.removing(connection, |transaction| {
+                transaction.prepare_cached(statement)?.execute([&key])
+            })
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Takes room for deletions again, after what a deletion stood for is gone, too.
+    pub async fn keep_reserve(&self) {
+        let kept = self.on_database(|database| {
+            database.reserve.keep();
+            Ok(())
+        });
+        // It cannot fail but for the thread, which the next call will tell.
+        let _ = kept.await;
+    }
+
+    async fn on_database<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Database) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let database = Arc::clone(&self.database);
         tokio::task::spawn_blocking(move || {
-            let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
-            work(&connection)
+            let mut database = database.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&mut database)
         })
         .await
         .map_err(|_| StoreError::Lost)?
@@ -157,13 +192,8 @@ impl Store {
     /// # Errors
     /// What the database says.
     pub async fn delete_container(&self, id: String) -> Result<(), StoreError> {
-        self.with(move |connection| {
-            connection
-                .prepare_cached("DELETE FROM containers WHERE id = ?1")?
-                .execute(params![id])
-                .map(|_| ())
-        })
-        .await
+        self.delete("DELETE FROM containers WHERE id = ?1", id)
+            .await
     }
 
     /// Every volume: name and record.
@@ -202,13 +232,8 @@ impl Store {
     /// # Errors
     /// What the database says.
     pub async fn delete_volume(&self, name: String) -> Result<(), StoreError> {
-        self.with(move |connection| {
-            connection
-                .prepare_cached("DELETE FROM volumes WHERE name = ?1")?
-                .execute(params![name])
-                .map(|_| ())
-        })
-        .await
+        self.delete("DELETE FROM volumes WHERE name = ?1", name)
+            .await
     }
 
     /// Every network: ID and record.
@@ -252,12 +277,6 @@ impl Store {
     /// # Errors
     /// What the database says.
     pub async fn delete_network(&self, id: String) -> Result<(), StoreError> {
-        self.with(move |connection| {
-            connection
-                .prepare_cached("DELETE FROM networks WHERE id = ?1")?
-                .execute(params![id])
-                .map(|_| ())
-        })
-        .await
+        self.delete("DELETE FROM networks WHERE id = ?1", id).await
     }
 }

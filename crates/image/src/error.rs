@@ -106,6 +106,12 @@ pub enum ImageError {
     Damaged(String),
 }
 
+impl crate::reserve::MayBeFull for ImageError {
+    fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Database(error) if error.is_disk_full())
+    }
+}
+
 impl ImageError {
     /// Its kind.
     pub fn kind(&self) -> ErrorKind {

@@ -18,6 +18,7 @@ mod load;
 mod model;
 mod progress;
 mod reference;
+pub mod reserve;
 mod store;
 
 pub use changes::apply as apply_changes;

@@ -74,10 +74,6 @@ impl StoreFiles {
         Ok(files)
     }
 
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
     pub(crate) fn database_path(&self) -> PathBuf {
         self.root.join("metadata.sqlite")
     }

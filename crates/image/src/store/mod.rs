@@ -7,7 +7,7 @@
 //!   they were received.
 //! - `layers/<diffID>.tar.zst`: the tar of a layer that came uncompressed, compressed by us.
 //! - `metadata.sqlite`: names, and which image has which layers.
-//! - `reserve`: room for removals on a full disk.
+//! - `reserve`: room for removals on a full disk ([`Reserve`]).
 //! - `tmp/`: what is being written; emptied when the store is opened.
 //!
 //! Beside each EROFS image its tar is kept so that `save` and `push` can give every layer back
@@ -23,17 +23,17 @@ mod ingest;
 mod lease;
 mod query;
 mod remove;
-mod reserve;
 mod steps;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction};
 
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::reserve::{self, Reserve};
 pub use check::{CheckReport, Finding};
 use database::LayerRow;
 pub use database::LayerSource;
@@ -42,7 +42,6 @@ pub(crate) use files::storage;
 use files::{StoreFiles, StoredFile};
 pub use ingest::{AddedImage, Ingest, NewImage};
 pub use lease::{AnnouncedLayer, Lease, ReceivedLayer};
-use reserve::Room;
 
 /// The images of one data root. All methods block; see the crate's documentation.
 #[derive(Debug)]
@@ -56,6 +55,7 @@ pub struct ImageStore {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) connection: Connection,
+    pub(crate) reserve: Reserve,
     /// Layers that an unfinished [`Ingest`] or a [`Lease`] counts on, and how many do.
     pub(crate) pins: HashMap<Digest, usize>,
     /// Layers whose files are in place but that no image has yet, each held by a [`Lease`]. They
@@ -67,6 +67,14 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn pin(&mut self, diff_id: Digest) {
         *self.pins.entry(diff_id).or_default() += 1;
+    }
+
+    /// Changes the metadata so that things can go, even on a full disk.
+    pub(crate) fn removing<T>(
+        &mut self,
+        work: impl Fn(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.reserve.removing(&mut self.connection, work)
     }
 
     /// Whether a layer is there and good.
@@ -84,16 +92,18 @@ impl ImageStore {
     pub fn open(data_root: &Path) -> Result<Self> {
         let files = StoreFiles::open(data_root.join("images"))?;
         let connection = database::open(&files.database_path())?;
+        let reserve = reserve::beside(&files.database_path());
         let store = Self {
             files,
             state: Mutex::new(State {
                 connection,
+                reserve,
                 pins: HashMap::new(),
                 leased: HashMap::new(),
             }),
         };
         store.sweep()?;
-        Room::keep(store.files.root());
+        store.state().reserve.keep();
         Ok(store)
     }
 
@@ -120,6 +130,7 @@ impl ImageStore {
         let collected = self
             .collect_leased(&mut state)
             .and_then(|()| self.collect_unused(&mut state));
+        state.reserve.keep();
         if let Err(error) = collected {
             tracing::warn!(error = %error.full_message(), "unused layers stay until the next start");
         }

@@ -3,7 +3,6 @@
 use super::database;
 use super::files::StoredFile;
 use super::query::{extend_chain, known, resolve};
-use super::reserve::Room;
 use super::{ImageStore, State};
 use crate::digest::{Digest, ImageId};
 use crate::error::{ImageError, Result};
@@ -70,8 +69,20 @@ impl ImageStore {
         parents: Parents,
     ) -> Result<RemovalReport> {
         let mut state = self.state();
-        let _room = Room::make(self.files.root());
-        let image = resolve(&state, text)?;
+        let removed = self.remove_from(&mut state, text, force, uses, parents);
+        state.reserve.keep();
+        removed
+    }
+
+    fn remove_from(
+        &self,
+        state: &mut State,
+        text: &str,
+        force: bool,
+        uses: &[ImageUse],
+        parents: Parents,
+    ) -> Result<RemovalReport> {
+        let image = resolve(state, text)?;
         let all_uses = uses;
         let uses: Vec<&ImageUse> = uses.iter().filter(|usage| usage.image == image).collect();
         let mut items = Vec::new();
@@ -81,7 +92,7 @@ impl ImageStore {
         let mut quiet = false;
         if by_id {
             if is_single_reference(&names) {
-                check_conflict(&state, &image, &uses, force, false)?;
+                check_conflict(state, &image, &uses, force, false)?;
                 untag = names.clone();
             }
         } else {
@@ -128,15 +139,16 @@ impl ImageStore {
             .filter_map(Reference::digest)
             .filter(|digest| !remaining.iter().any(|name| name.digest() == Some(*digest)))
             .collect();
-        let transaction = state.connection.transaction()?;
-        for name in &untag {
-            database::remove_name(&transaction, name)?;
-            items.push(Removal::Untagged(name.clone()));
-        }
-        for digest in &unnamed {
-            database::remove_document(&transaction, &image, digest)?;
-        }
-        transaction.commit()?;
+        state.removing(|transaction| {
+            for name in &untag {
+                database::remove_name(transaction, name)?;
+            }
+            for digest in &unnamed {
+                database::remove_document(transaction, &image, digest)?;
+            }
+            Ok(())
+        })?;
+        items.extend(untag.into_iter().map(Removal::Untagged));
         for digest in unnamed {
             if !database::is_blob_used(&state.connection, &digest)? {
                 self.files.remove(StoredFile::Blob(digest))?;
@@ -145,7 +157,7 @@ impl ImageStore {
         if quiet && !remaining.is_empty() {
             return Ok(RemovalReport { image, items });
         }
-        if let Err(conflict) = check_conflict(&state, &image, &uses, force, !remaining.is_empty()) {
+        if let Err(conflict) = check_conflict(state, &image, &uses, force, !remaining.is_empty()) {
             // Having untagged, docker keeps an image that something needs without a word.
             return if quiet {
                 Ok(RemovalReport { image, items })
@@ -154,8 +166,8 @@ impl ImageStore {
             };
         }
         items.extend(remaining.into_iter().map(Removal::Untagged));
-        let mut parent = known(&state, &image)?.parent;
-        self.delete(&mut state, &image, &mut items)?;
+        let mut parent = known(state, &image)?.parent;
+        self.delete(state, &image, &mut items)?;
         // With an image go the steps of its making that nothing else needs.
         while let Some(step) = parent.filter(|_| parents == Parents::Unnamed) {
             let Some(row) = database::image(&state.connection, &step)? else {
@@ -167,7 +179,7 @@ impl ImageStore {
             if needed {
                 break;
             }
-            self.delete(&mut state, &step, &mut items)?;
+            self.delete(state, &step, &mut items)?;
             parent = row.parent;
         }
         Ok(RemovalReport { image, items })
@@ -183,9 +195,7 @@ impl ImageStore {
         }
         let mut blobs = database::documents(&state.connection, image)?;
         blobs.push(image.0);
-        let transaction = state.connection.transaction()?;
-        database::remove_image(&transaction, image)?;
-        transaction.commit()?;
+        state.removing(|transaction| database::remove_image(transaction, image))?;
         items.push(Removal::DeletedImage(*image));
         for blob in blobs {
             if !database::is_blob_used(&state.connection, &blob)? {
@@ -207,11 +217,13 @@ impl ImageStore {
     pub(crate) fn collect_unused(&self, state: &mut State) -> Result<Vec<Digest>> {
         let mut rows = database::unused_layers(&state.connection)?;
         rows.retain(|row| !state.pins.contains_key(&row.diff_id));
-        let transaction = state.connection.transaction()?;
-        for row in &rows {
-            database::remove_layer(&transaction, &row.diff_id)?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
         }
-        transaction.commit()?;
+        state.removing(|transaction| {
+            rows.iter()
+                .try_for_each(|row| database::remove_layer(transaction, &row.diff_id))
+        })?;
         for row in &rows {
             if !state.leased.contains_key(&row.diff_id) {
                 self.files.remove(StoredFile::LayerImage(row.diff_id))?;

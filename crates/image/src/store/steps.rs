@@ -57,22 +57,22 @@ impl ImageStore {
 
     /// Forgets all steps; their images stay. Returns how many there were.
     pub fn forget_steps(&self) -> Result<usize> {
-        let state = self.state();
-        Ok(state.connection.execute("DELETE FROM build_steps", [])?)
+        let mut state = self.state();
+        state.removing(|transaction| Ok(transaction.execute("DELETE FROM build_steps", [])?))
     }
 
     /// Forgets the steps that led to these images.
     pub fn forget_steps_to(&self, images: &[ImageId]) -> Result<usize> {
         let mut state = self.state();
-        let transaction = state.connection.transaction()?;
-        let mut forgotten = 0;
-        for image in images {
-            forgotten += transaction
-                .prepare_cached("DELETE FROM build_steps WHERE image = ?1")?
-                .execute([image.to_string()])?;
-        }
-        transaction.commit()?;
-        Ok(forgotten)
+        state.removing(|transaction| {
+            let mut forgotten = 0;
+            for image in images {
+                forgotten += transaction
+                    .prepare_cached("DELETE FROM build_steps WHERE image = ?1")?
+                    .execute([image.to_string()])?;
+            }
+            Ok(forgotten)
+        })
     }
 
     /// The root filesystem of an image, read-only. It stays while the directory is open; the

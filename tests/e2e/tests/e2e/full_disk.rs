@@ -91,6 +91,7 @@ case!(ours process what_does_not_fit_changes_nothing, |cell| {
     check(cell.line("build --force-rm -t built -").stdin(runs).output());
     // Containers have filled it: they can be removed, and so can images.
     cell.cli(&format!("pull {small}")).ok();
+    cell.cli("volume create held").ok();
     cell.making("run", &format!("--name filler {BUSYBOX} dd if=/dev/zero of=/zero bs=4k"))
         .output()
         .exits(1);
@@ -99,6 +100,7 @@ case!(ours process what_does_not_fit_changes_nothing, |cell| {
     drop(rest);
     cell.cli(&format!("pull {too_big}")).exits(1).says("no space left");
     cell.cli(&format!("rmi {small}")).ok();
+    cell.cli("volume rm held").ok();
     cell.cli("rm -f filler").ok();
     std::fs::remove_file(cell.daemon().data_root().join("rest")).expect("the file");
     assert_eq!(cell.run(&format!("--rm {small}")).ok().text(), "small");

@@ -9,20 +9,9 @@ use crate::error::{ApiError, ApiResult};
 /// Erases a container: row first, so that a crash leaves a directory that the next start
 /// sweeps and no container without one.
 ///
-/// On a full disk the row cannot go (a deletion is a write, too) before the files have made
-/// room; a crash in between leaves a container whose files are as its image's.
-///
 /// With `volumes`, those volumes go too that nobody named and nobody else uses.
 pub(super) async fn erase(shared: &Arc<Shared>, record: &Record, volumes: bool) -> ApiResult<()> {
-    let mut forgotten = shared.store.delete_container(record.id.clone()).await;
-    if let Err(error) = &forgotten
-        && error.is_disk_full()
-    {
-        let writable = shared.config.container_dir(&record.id).join("rw");
-        // What stays shows below.
-        let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(writable)).await;
-        forgotten = shared.store.delete_container(record.id.clone()).await;
-    }
+    let forgotten = shared.store.delete_container(record.id.clone()).await;
     forgotten.map_err(|error| ApiError::internal("forget container", &error))?;
     let dir = shared.config.container_dir(&record.id);
     let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
@@ -34,6 +23,7 @@ pub(super) async fn erase(shared: &Arc<Shared>, record: &Record, volumes: bool) 
         Err(error) => tracing::error!(id = %record.id, %error, "container directory not removed"),
         Ok(_) => {}
     }
+    shared.store.keep_reserve().await;
     shared.forget_execs_of(&record.id);
     super::mounts::forget(shared, record, volumes).await;
     let mut index = shared.index();

@@ -237,6 +237,7 @@ impl Volumes {
         };
         self.event("destroy", name, &[]);
         erase(gone).await;
+        self.shared.store.keep_reserve().await;
         Ok(())
     }
 
