@@ -116,14 +116,14 @@ pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
         .mounts(mounts::of(input)?)
         .linux(linux.build()?)
         .annotations(annotations);
-    if !namespaces::is_host(host_config.uts_mode.as_deref()) {
+    if !namespaces::is_of_host(input.isolation, host_config.uts_mode.as_deref()) {
         spec = spec.hostname(input.hostname);
         if let Some(domain) = input.config.domainname.as_deref().filter(|d| !d.is_empty()) {
             spec = spec.domainname(domain);
         }
     }
     let mut spec = spec.build()?;
-    if namespaces::is_host(host_config.uts_mode.as_deref()) {
+    if namespaces::is_of_host(input.isolation, host_config.uts_mode.as_deref()) {
         // The builder's default names a host, which a shared namespace must not be given.
         spec.set_hostname(None);
     }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use bollard_stubs::models::{ContainerConfig, HostConfig, Mount as ApiMount, MountType};
 use oci_spec::runtime::{Mount, MountBuilder};
 
-use crate::namespaces::{is_host, of_container};
-use crate::{Invalid, SpecError, SpecInput};
+use crate::namespaces::{is_of_host, of_container};
+use crate::{Invalid, IsolationKind, SpecError, SpecInput};
 
 /// Size of `/dev/shm` unless told otherwise, bytes: Docker's.
 pub(crate) const DEFAULT_SHM_SIZE: i64 = 64 << 20;
@@ -71,7 +71,7 @@ pub(crate) fn of(input: &SpecInput<'_>) -> Result<Vec<Mount>, SpecError> {
     let privileged = host_config.privileged == Some(true);
     let user = user_mounts(host_config, input.mounts)?;
     let mut out = Vec::new();
-    for mut mount in defaults(host_config) {
+    for mut mount in defaults(host_config, input.isolation) {
         let replaced = user.contains_key(mount.destination)
             || (mount.destination.starts_with("/dev/") && user.contains_key("/dev"));
         if replaced {
@@ -148,7 +148,7 @@ struct Default {
     options: Vec<String>,
 }
 
-fn defaults(host_config: &HostConfig) -> Vec<Default> {
+fn defaults(host_config: &HostConfig, isolation: IsolationKind) -> Vec<Default> {
     let mount = |destination, kind, source, options: &[&str]| Default {
         destination,
         kind,
@@ -189,7 +189,7 @@ fn defaults(host_config: &HostConfig) -> Vec<Default> {
             &["ro", "nosuid", "noexec", "nodev"],
         ),
     ];
-    if is_host(host_config.ipc_mode.as_deref()) {
+    if is_of_host(isolation, host_config.ipc_mode.as_deref()) {
         let bind = &["rbind", "nosuid", "noexec", "nodev"];
         // Not every host has them mounted.
         for path in ["/dev/mqueue", "/dev/shm"] {
@@ -463,7 +463,7 @@ mod tests {
             ..HostConfig::default()
         };
         let shm = |host: &HostConfig| {
-            defaults(host)
+            defaults(host, IsolationKind::Process)
                 .into_iter()
                 .find(|mount| mount.destination == "/dev/shm")
                 .map(|mount| mount.options.join(","))

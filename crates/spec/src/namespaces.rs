@@ -10,6 +10,12 @@ pub(crate) fn is_host(mode: Option<&str>) -> bool {
     mode == Some("host")
 }
 
+/// Whether the container gets the host's IPC or UTS namespace. In a VM it is alone with its
+/// kernel: a namespace of its own is all that there is.
+pub(crate) fn is_of_host(isolation: IsolationKind, mode: Option<&str>) -> bool {
+    isolation == IsolationKind::Process && is_host(mode)
+}
+
 /// The container whose namespace a mode asks for.
 pub(crate) fn of_container(mode: Option<&str>) -> Option<&str> {
     mode?.strip_prefix("container:")
@@ -31,13 +37,14 @@ pub(crate) fn has_cgroup_namespace(input: &SpecInput<'_>) -> bool {
 pub(crate) fn of(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     let host = input.host_config;
     let mut types = vec![LinuxNamespaceType::Mount];
-    if !is_host(host.uts_mode.as_deref()) {
+    if !is_of_host(input.isolation, host.uts_mode.as_deref()) {
         types.push(LinuxNamespaceType::Uts);
     }
+    // In a VM: the one in which the agent is, with the processes of the machine.
     if !is_host(host.pid_mode.as_deref()) {
         types.push(LinuxNamespaceType::Pid);
     }
-    if !is_host(host.ipc_mode.as_deref()) {
+    if !is_of_host(input.isolation, host.ipc_mode.as_deref()) {
         types.push(LinuxNamespaceType::Ipc);
     }
     if has_cgroup_namespace(input) {

@@ -283,6 +283,18 @@ fn warnings(host_config: &HostConfig, isolation: IsolationKind, facts: &HostFact
             ));
         }
     }
+    let modes = [
+        ("--pid", "processes", &host_config.pid_mode),
+        ("--ipc", "shared memory", &host_config.ipc_mode),
+    ];
+    for (option, what, mode) in modes {
+        if isolation == IsolationKind::Hyperv && mode.as_deref() == Some("host") {
+            out.push(format!(
+                "{option}=host with hyperv isolation: the container has the {what} of its own \
+                 machine, not of this host; use --isolation=process for the host's"
+            ));
+        }
+    }
     if host_config.oom_kill_disable == Some(true) && host_config.memory.unwrap_or(0) <= 0 {
         out.push(
             "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources."
@@ -292,7 +304,8 @@ fn warnings(host_config: &HostConfig, isolation: IsolationKind, facts: &HostFact
     out
 }
 
-/// A container with its own kernel has nothing of the host's to share.
+/// A container with its own kernel has nothing of the host's to share. What asks for the
+/// host's processes, memory or name gets those of its machine (see [`warnings`]).
 fn refuse_host_sharing(host_config: &HostConfig) -> Result<(), Invalid> {
     let refuse = |option: String| Err(Invalid::OwnKernel { option });
     let modes = [
@@ -303,7 +316,8 @@ fn refuse_host_sharing(host_config: &HostConfig) -> Result<(), Invalid> {
     ];
     for (name, mode) in modes {
         let mode = mode.as_deref().unwrap_or_default();
-        if mode == "host" || mode.starts_with("container:") || mode.starts_with("ns:") {
+        let of_host = name == "--network" && mode == "host";
+        if of_host || mode.starts_with("container:") || mode.starts_with("ns:") {
             return refuse(format!("{name}={mode}"));
         }
     }

@@ -210,6 +210,23 @@ fn namespaces_inside_a_vm() {
     let spec = make(IsolationKind::Hyperv, &HostConfig::default());
     let expected = sorted([Mount, Uts, Ipc, Pid, Cgroup, Network]);
     assert_eq!(namespaces(&spec), expected);
+    let of_the_machine = HostConfig {
+        pid_mode: Some("host".to_owned()),
+        ipc_mode: Some("host".to_owned()),
+        uts_mode: Some("host".to_owned()),
+        ..HostConfig::default()
+    };
+    let shared = make(IsolationKind::Hyperv, &of_the_machine);
+    assert_eq!(
+        namespaces(&shared),
+        sorted([Mount, Uts, Ipc, Cgroup, Network])
+    );
+    assert!(
+        shared.hostname().is_some(),
+        "the machine has none of the host's by itself"
+    );
+    let shm = mount(&shared, "/dev/shm").unwrap();
+    assert_eq!(shm.typ().as_deref(), Some("tmpfs"));
     let process = spec.process().as_ref().unwrap();
     let limits = process.rlimits().as_ref().unwrap();
     assert_eq!(limits[0].typ(), PosixRlimitType::RlimitNofile);

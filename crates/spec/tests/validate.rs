@@ -235,13 +235,6 @@ fn nothing_of_the_host_is_shared_with_a_vm() {
     let cases: Vec<(HostConfig, &str)> = vec![
         (
             HostConfig {
-                pid_mode: some("host"),
-                ..host()
-            },
-            "--pid=host",
-        ),
-        (
-            HostConfig {
                 pid_mode: some(container),
                 ..host()
             },
@@ -256,24 +249,10 @@ fn nothing_of_the_host_is_shared_with_a_vm() {
         ),
         (
             HostConfig {
-                ipc_mode: some("host"),
-                ..host()
-            },
-            "--ipc=host",
-        ),
-        (
-            HostConfig {
                 ipc_mode: some(container),
                 ..host()
             },
             "--ipc=container:abc",
-        ),
-        (
-            HostConfig {
-                uts_mode: some("host"),
-                ..host()
-            },
-            "--uts=host",
         ),
         (
             HostConfig {
@@ -293,6 +272,28 @@ fn nothing_of_the_host_is_shared_with_a_vm() {
         assert!(message.starts_with(option), "{message}");
         assert!(message.contains("own kernel"), "{message}");
     }
+}
+
+#[test]
+fn what_a_vm_has_in_place_of_the_hosts_is_said() {
+    let asked = HostConfig {
+        pid_mode: some("host"),
+        ipc_mode: some("host"),
+        uts_mode: some("host"),
+        ..host()
+    };
+    let warnings = check(&asked, IsolationKind::Hyperv).unwrap();
+    let [pid, ipc] = warnings.as_slice() else {
+        panic!("{warnings:?}");
+    };
+    assert!(
+        pid.starts_with("--pid=host") && pid.contains("machine"),
+        "{pid}"
+    );
+    assert!(
+        ipc.starts_with("--ipc=host") && ipc.contains("machine"),
+        "{ipc}"
+    );
 }
 
 #[test]

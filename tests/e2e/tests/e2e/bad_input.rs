@@ -35,10 +35,7 @@ case!(ours process an_unknown_isolation, |cell| {
 
 case!(hyperv what_only_the_hosts_kernel_could_do, |cell| {
     for option in [
-        "--pid=host",
         "--network=host",
-        "--ipc=host",
-        "--uts=host",
         "--pid=container:other",
         "--ipc=container:other",
         "--network=container:other",
@@ -50,7 +47,7 @@ case!(hyperv what_only_the_hosts_kernel_could_do, |cell| {
         assert_eq!(cell.state(&name), "gone", "{option} makes no container");
     }
     let body = serde_json::json!({
-        "Image": BUSYBOX, "HostConfig": {"Isolation": "hyperv", "PidMode": "host"}
+        "Image": BUSYBOX, "HostConfig": {"Isolation": "hyperv", "NetworkMode": "host"}
     });
     let answer = cell.api("POST", "/containers/create", Some(&body));
     assert_eq!(answer.status, 400, "{}", answer.message());

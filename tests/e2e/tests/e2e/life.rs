@@ -457,3 +457,42 @@ case!(what_the_kernel_allows, |cell| {
     cell.cli(&format!("start -a {none}")).ok().says("gone");
     cell.cli(&format!("logs {none}")).fails();
 });
+
+// A program that asks for the host's processes, memory or name sees those of the kernel that
+// it runs on: this host's, or its machine's.
+case!(namespaces_of_the_host, |cell| {
+    let shell = format!("--rm --pid=host --ipc=host --uts=host {BUSYBOX} sh -c");
+    let seen = cell
+        .run(&format!(
+            "{shell} 'cat /proc/1/comm; hostname; echo $$; [ -d /dev/shm ] && echo shm'"
+        ))
+        .ok()
+        .text();
+    let lines: Vec<&str> = seen.lines().collect();
+    let [first, name, pid, "shm"] = lines.as_slice() else {
+        panic!("{seen}");
+    };
+    if cell.is_hyperv() {
+        assert_eq!(*first, "init", "the machine's first process");
+    } else {
+        let init = std::fs::read_to_string("/proc/1/comm").expect("a first process");
+        assert_eq!(*first, init.trim());
+    }
+    assert_ne!(*pid, "1");
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+    assert_eq!(*name, host.trim());
+    let name = cell.name("c");
+    cell.run(&format!(
+        "-d --name {name} --pid=host {BUSYBOX} sh -c 'sleep 1000 & exec sleep 1001'"
+    ))
+    .ok();
+    let top = cell.cli(&format!("top {name}")).ok().text();
+    assert!(
+        top.contains("sleep 1000") && top.contains("sleep 1001"),
+        "{top}"
+    );
+    assert_eq!(top.lines().count(), 3, "only the container's: {top}");
+    cell.cli(&format!("exec {name} true")).ok();
+    cell.cli(&format!("restart -t 0 {name}")).ok();
+    cell.cli(&format!("rm -f {name}")).ok();
+});
