@@ -486,12 +486,13 @@ case!(namespaces_of_the_host, |cell| {
         "-d --name {name} --pid=host {BUSYBOX} sh -c 'sleep 1000 & exec sleep 1001'"
     ))
     .ok();
-    let top = cell.cli(&format!("top {name}")).ok().text();
-    assert!(
-        top.contains("sleep 1000") && top.contains("sleep 1001"),
-        "{top}"
-    );
-    assert_eq!(top.lines().count(), 3, "only the container's: {top}");
+    // The shell may be on its way yet; then there are the container's processes and no others.
+    until("both sleep", cell.limit(), || {
+        let top = cell.cli(&format!("top {name}")).ok().text();
+        let both =
+            ["sleep 1000", "sleep 1001"].map(|one| top.lines().any(|line| line.ends_with(one)));
+        (both == [true, true]).then(|| assert_eq!(top.lines().count(), 3, "{top}"))
+    });
     cell.cli(&format!("exec {name} true")).ok();
     cell.cli(&format!("restart -t 0 {name}")).ok();
     cell.cli(&format!("rm -f {name}")).ok();
