@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{Request, Uri, header};
+use axum::http::{Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -79,6 +80,13 @@ pub async fn serve(stream: UnixStream, router: Router, shutdown: CancellationTok
 }
 
 async fn answer(router: Router, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+    if let Some(elsewhere) = cleaned(request.uri()) {
+        let moved = (
+            StatusCode::MOVED_PERMANENTLY,
+            [(header::LOCATION, elsewhere)],
+        );
+        return Ok(crate::routes::docker_headers(moved.into_response()).await);
+    }
     if let Err(refused) = strip_version(&mut request).and_then(|()| strip_slash(&mut request)) {
         return Ok(crate::routes::docker_headers(refused.into_response()).await);
     }
@@ -180,11 +188,69 @@ fn strip_version<B>(request: &mut Request<B>) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Takes a slash off the end of the path: `/networks/` is `/networks`.
+/// What cannot stand for itself in a path, as Go has it.
+const ESCAPED: AsciiSet = NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b'/')
+    .remove(b':')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b'@');
+
+/// Where a path leads that has empty steps or steps to where it is or came from, also
+/// encoded ones. Docker sends clients there; nothing here is to be reached by two paths.
+fn cleaned(uri: &Uri) -> Option<String> {
+    let path = percent_decode_str(uri.path()).collect::<Vec<u8>>();
+    // `OPTIONS *`, and `CONNECT` to a host.
+    if path.first() != Some(&b'/') {
+        return None;
+    }
+    let mut steps: Vec<&[u8]> = Vec::new();
+    let mut is_clean = true;
+    let mut rest = path[1..].split(|byte| *byte == b'/').peekable();
+    while let Some(step) = rest.next() {
+        let is_last = rest.peek().is_none();
+        match step {
+            // What the slash at the end leaves.
+            b"" if is_last => steps.push(step),
+            b"" | b"." | b".." => {
+                is_clean = false;
+                if step == b".." {
+                    steps.pop();
+                }
+            }
+            _ => steps.push(step),
+        }
+    }
+    if is_clean {
+        return None;
+    }
+    let mut out = String::new();
+    for step in &steps {
+        out.push('/');
+        out.extend(percent_encode(step, &ESCAPED));
+    }
+    if out.is_empty() {
+        out.push('/');
+    }
+    if let Some(query) = uri.query() {
+        out.push('?');
+        out.push_str(query);
+    }
+    Some(out)
+}
+
+/// The one path that is the same with a slash at its end.
 fn strip_slash<B>(request: &mut Request<B>) -> Result<(), ApiError> {
-    let path = request.uri().path();
-    match path.strip_suffix('/').map(str::to_owned) {
-        Some(bare) if !bare.is_empty() => set_path(request, &bare),
+    match request.uri().path() {
+        "/networks/" => set_path(request, "/networks"),
         _ => Ok(()),
     }
 }
@@ -204,7 +270,6 @@ fn set_path<B>(request: &mut Request<B>, path: &str) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::StatusCode;
 
     fn strip(uri: &str) -> Result<(String, ApiVersion), ApiError> {
         let mut request = Request::builder().uri(uri).body(()).unwrap();
@@ -222,7 +287,35 @@ mod tests {
         };
         assert_eq!(strip("/networks/?a=b"), "/networks?a=b");
         assert_eq!(strip("/networks"), "/networks");
+        assert_eq!(strip("/info/"), "/info/");
         assert_eq!(strip("/"), "/");
+    }
+
+    #[test]
+    fn paths_are_clean() {
+        let cleaned = |uri: &str| cleaned(&uri.parse().unwrap());
+        for clean in [
+            "/",
+            "*",
+            "/info",
+            "/networks/",
+            "/images/a%2Fb/json",
+            "/images/a..b/json?x=//",
+            "/x?path=../y",
+        ] {
+            assert_eq!(cleaned(clean), None, "{clean}");
+        }
+        for (unclean, clean) in [
+            ("//info", "/info"),
+            ("//", "/"),
+            ("/..", "/"),
+            ("/containers/../../info?a=%2F", "/info?a=%2F"),
+            ("/v1.41/./info/", "/v1.41/info/"),
+            ("/images/%2e%2E/info", "/info"),
+            ("/images/a%2F%2Fb%20c/json", "/images/a/b%20c/json"),
+        ] {
+            assert_eq!(cleaned(unclean).as_deref(), Some(clean), "{unclean}");
+        }
     }
 
     #[test]

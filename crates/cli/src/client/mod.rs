@@ -137,7 +137,7 @@ impl Client {
     pub async fn send(&self, request: Request) -> Result<Response<Incoming>, ClientError> {
         let response = self.exchange(request).await?;
         let status = response.status();
-        if status.is_success() || status.is_informational() || status.is_redirection() {
+        if status.is_success() || status.is_informational() || status == StatusCode::NOT_MODIFIED {
             return Ok(response);
         }
         Err(api_error(response).await)
@@ -205,6 +205,8 @@ async fn api_error(response: Response<Incoming>) -> ClientError {
         .and_then(|v| v.get("message").and_then(Value::as_str).map(str::to_owned))
         .unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned());
     let message = match message.trim() {
+        // An engine leads to the path without what is empty.
+        "" if status.is_redirection() => "a name or ID is empty, or a part of it is".to_owned(),
         "" => status
             .canonical_reason()
             .unwrap_or("no explanation")

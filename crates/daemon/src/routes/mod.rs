@@ -37,17 +37,30 @@ pub fn router(state: AppState) -> Router {
         .merge(container_files::router())
         .merge(container_streams::router())
         .merge(container_views::router())
-        .fallback(|| async { ApiError::not_found("page not found") })
-        .method_not_allowed_fallback(|method: Method| async move {
-            // Docker says so of every path.
-            match method {
-                Method::OPTIONS => axum::http::StatusCode::OK.into_response(),
-                _ => ApiError::not_found("page not found").into_response(),
-            }
-        })
+        .fallback(no_page)
+        .method_not_allowed_fallback(no_page)
         .layer(axum::middleware::from_fn(to_its_end))
+        .layer(axum::middleware::from_fn(heads))
         .layer(axum::middleware::map_response(docker_headers))
         .with_state(state)
+}
+
+/// Docker says the same of a path that is not there and of a method that it has not.
+async fn no_page(method: Method) -> Response {
+    match method {
+        Method::OPTIONS => axum::http::StatusCode::OK.into_response(),
+        _ => ApiError::not_found("page not found").into_response(),
+    }
+}
+
+/// What can be read has no head of its own, but for these.
+async fn heads(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let is_archive = path.starts_with("/containers/") && path.ends_with("/archive");
+    if request.method() == Method::HEAD && path != "/_ping" && !is_archive {
+        return no_page(Method::HEAD).await;
+    }
+    next.run(request).await
 }
 
 /// Lets a request that changes something come to its end also when its client goes away: a

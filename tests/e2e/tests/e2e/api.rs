@@ -159,3 +159,45 @@ case!(builds_show_errors_in_red, |cell| {
     assert!(said.contains(&"fine\n".to_owned()), "{said:?}");
     cell.cli(&format!("rmi {name}")).ok();
 });
+
+case!(process paths_are_cleaned, |cell| {
+    for (path, clean) in [
+        ("//_ping", "/_ping"),
+        ("/v1.41//images/json?all=1", "/v1.41/images/json?all=1"),
+        ("/containers/../info", "/info"),
+        ("/images/%2e%2E/./info/", "/info/"),
+        ("/images/a%2F%2Fb%20c/json", "/images/a/b%20c/json"),
+    ] {
+        for method in ["GET", "POST"] {
+            let answer = cell.api(method, path, None);
+            assert_eq!(answer.status, 301, "{method} {path}");
+            assert_eq!(answer.header("location"), Some(clean), "{method} {path}");
+        }
+    }
+    for (path, status) in [
+        ("/networks/", 200),
+        ("/info/", 404),
+        ("/images/busybox:latest..x/json", 404),
+    ] {
+        let answer = cell.api("GET", path, None);
+        assert_eq!(answer.status, status, "{path}: {}", answer.message());
+    }
+});
+
+case!(process heads_and_options, |cell| {
+    let id = cell.create(&format!("{BUSYBOX} true"));
+    for (path, status) in [
+        ("/_ping".to_owned(), 200),
+        (format!("/containers/{id}/archive?path=/bin"), 200),
+        ("/info".to_owned(), 404),
+        ("/images/json".to_owned(), 404),
+        (format!("/containers/{id}/json"), 404),
+        ("/nothing".to_owned(), 404),
+    ] {
+        assert_eq!(cell.api("HEAD", &path, None).status, status, "{path}");
+    }
+    for path in ["/info", "/nothing"] {
+        assert_eq!(cell.api("OPTIONS", path, None).status, 200, "{path}");
+        assert_eq!(cell.api("DELETE", path, None).status, 404, "{path}");
+    }
+});
