@@ -24,6 +24,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::ClientGone;
 use super::images::{encode, feed, stream_response, until_filter};
 use super::query::{Params, check_filters};
 use crate::error::{ApiError, ApiResult};
@@ -197,6 +198,7 @@ fn host_config(params: &Params) -> ApiResult<Map<String, Value>> {
 
 async fn build(
     State(state): State<AppState>,
+    axum::Extension(ClientGone(unanswered)): axum::Extension<ClientGone>,
     params: Params,
     headers: HeaderMap,
     body: Body,
@@ -227,6 +229,8 @@ async fn build(
     tokio::spawn(async move {
         tokio::select! {
             () = watched.closed() => cancel.cancel(),
+            // A quiet build says nothing until it is done.
+            () = unanswered.cancelled() => cancel.cancel(),
             () = shutdown.cancelled() => cancel.cancel(),
             () = over.cancelled() => {}
         }

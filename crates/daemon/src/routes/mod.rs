@@ -22,6 +22,8 @@ use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::config::API_VERSION;
 use crate::error::ApiError;
 use crate::state::AppState;
@@ -63,14 +65,23 @@ async fn heads(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
+/// Of a request: cancelled when its client has gone before it was answered.
+#[derive(Debug, Clone)]
+pub struct ClientGone(pub CancellationToken);
+
 /// Lets a request that changes something come to its end also when its client goes away: a
 /// restart that was begun ends with a container that runs. Streams still end with whoever
 /// reads or writes them.
-async fn to_its_end(request: Request, next: Next) -> Response {
+async fn to_its_end(mut request: Request, next: Next) -> Response {
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return next.run(request).await;
     }
-    match tokio::spawn(next.run(request)).await {
+    let gone = CancellationToken::new();
+    request.extensions_mut().insert(ClientGone(gone.clone()));
+    let unanswered = gone.drop_guard();
+    let outcome = tokio::spawn(next.run(request)).await;
+    unanswered.disarm();
+    match outcome {
         Ok(response) => response,
         Err(error) => ApiError::internal("the request was not answered", &error).into_response(),
     }

@@ -1,10 +1,12 @@
 //! What SDKs ask of the API and the docker CLI does not.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 
 use bulkhead_e2e::http::{Files, Server};
 use bulkhead_e2e::images::{Meta, Tar, busybox_tar};
-use bulkhead_e2e::{BUSYBOX, case};
+use bulkhead_e2e::{BUSYBOX, case, until};
 use serde_json::{Value, json};
 
 case!(a_link_is_removed_alone, |cell| {
@@ -199,5 +201,41 @@ case!(process heads_and_options, |cell| {
     for path in ["/info", "/nothing"] {
         assert_eq!(cell.api("OPTIONS", path, None).status, 200, "{path}");
         assert_eq!(cell.api("DELETE", path, None).status, 404, "{path}");
+    }
+});
+
+case!(builds_end_with_their_client, |cell| {
+    let isolation = if cell.is_hyperv() { "hyperv" } else { "" };
+    // A quiet one has sent nothing when its client leaves.
+    for quiet in [0, 1] {
+        let number = cell.number();
+        let dockerfile = format!("FROM {BUSYBOX}\nRUN sleep 1000{number}\n");
+        let mut context = Tar::new();
+        context.file("Dockerfile", &Meta::mode(0o644), dockerfile.as_bytes());
+        let context = context.done();
+        let command = format!("sleep 1000{number}");
+        let containers = |query: &str| {
+            let path = format!("/containers/json{query}");
+            let listed = cell.api("GET", &path, None).json();
+            let listed = listed.as_array().expect("a list").iter();
+            listed
+                .filter(|one| one["Command"].to_string().contains(&command))
+                .count()
+        };
+        let mut client = UnixStream::connect(cell.daemon().socket()).expect("a daemon");
+        let head = format!(
+            "POST /build?q={quiet}&isolation={isolation} HTTP/1.1\r\nHost: docker\r\n\
+             Content-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+            context.len()
+        );
+        client.write_all(head.as_bytes()).expect("a listener");
+        client.write_all(&context).expect("a listener");
+        until("the step runs", cell.limit(), || {
+            (containers("") == 1).then_some(())
+        });
+        drop(client);
+        until("the step's container is gone", cell.limit(), || {
+            (containers("?all=1") == 0).then_some(())
+        });
     }
 });
