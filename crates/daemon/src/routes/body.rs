@@ -6,6 +6,8 @@
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
+use bollard_stubs::models::{ContainerConfig, HostConfig, NetworkingConfig};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -29,7 +31,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     async fn from_request(request: Request, _state: &S) -> ApiResult<Self> {
         let bytes = checked(request).await?;
         match bytes.trim_ascii() {
-            b"" => Err(ApiError::bad_request("invalid JSON: EOF")),
+            b"" => Err(ApiError::bad_request(
+                "invalid JSON: got EOF while reading request body",
+            )),
             // An object in which nothing is set.
             b"null" => decode(b"{}").map(Self),
             _ => decode(&bytes).map(Self),
@@ -79,9 +83,31 @@ fn check_type(headers: &HeaderMap, empty: bool) -> ApiResult<()> {
     )))
 }
 
-/// Makes of a container's configuration what Go's decoder would: a member that is `null` is
-/// empty, and one text stands for a list of it where Docker has it so.
+/// Of the body of a creation, what is beside the container's configuration.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[expect(dead_code, reason = "it is there for the names in it")]
+struct BesideConfig {
+    host_config: Option<HostConfig>,
+    networking_config: Option<NetworkingConfig>,
+}
+
+/// Makes of a container's configuration what Go's decoder would: names are what they are
+/// whatever their case, a member that is `null` is empty, and one text stands for a list of it
+/// where Docker has it so.
 pub fn as_go_reads(config: &mut Value) {
+    name_members(config);
+    complete(config);
+    // What was of a wrong type until now has members, too.
+    name_members(config);
+}
+
+fn name_members(config: &mut Value) {
+    super::go_names::name_members::<ContainerConfig>(config);
+    super::go_names::name_members::<BesideConfig>(config);
+}
+
+fn complete(config: &mut Value) {
     for place in [
         "/Cmd",
         "/Entrypoint",
@@ -123,19 +149,22 @@ pub fn as_go_reads(config: &mut Value) {
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
-    // serde takes a list for an object with its members in order; nobody means that.
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(ApiError::bad_request(
             "invalid JSON: an object is expected, not a list",
         ));
     }
+    let invalid = |error| ApiError::bad_request(format!("invalid JSON: {error}"));
     let mut decoder = serde_json::Deserializer::from_slice(bytes);
-    let value = T::deserialize(&mut decoder)
-        .map_err(|error| ApiError::bad_request(format!("invalid JSON: {error}")))?;
+    let mut document = Value::deserialize(&mut decoder).map_err(invalid)?;
     decoder
         .end()
         .map_err(|_| ApiError::bad_request("unexpected content after JSON"))?;
-    Ok(value)
+    super::go_names::read(&mut document).map_err(|error| {
+        // From the text itself, it says where.
+        let with_place = serde_json::from_slice::<T>(bytes).err();
+        invalid(with_place.unwrap_or(error))
+    })
 }
 
 #[cfg(test)]
@@ -169,13 +198,13 @@ mod tests {
     #[test]
     fn configurations_as_go_reads_them() {
         let mut config = json!({
-            "Cmd": "true", "Entrypoint": ["a", null], "Volumes": { "/v": null },
-            "HostConfig": { "CapAdd": "ALL" },
+            "cmd": "true", "Entrypoint": ["a", null], "volumes": { "/v": null },
+            "hostConfig": { "capadd": "ALL", "mounts": [{ "type": "bind" }] },
         });
         as_go_reads(&mut config);
         let read = json!({
             "Cmd": ["true"], "Entrypoint": ["a", ""], "Volumes": { "/v": {} },
-            "HostConfig": { "CapAdd": ["ALL"] },
+            "HostConfig": { "CapAdd": ["ALL"], "Mounts": [{ "Type": "bind" }] },
         });
         assert_eq!(config, read);
     }
@@ -194,8 +223,8 @@ mod tests {
             (json, "{x", "invalid JSON"),
             (json, "[]", "an object is expected"),
             (json, "{} trailing", "unexpected content after JSON"),
-            (json, "", "invalid JSON: EOF"),
-            (None, "", "invalid JSON: EOF"),
+            (json, "", "invalid JSON: got EOF while reading request body"),
+            (None, "", "invalid JSON: got EOF while reading request body"),
         ] {
             let error = body_of(kind, text).await.unwrap_err();
             assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST);

@@ -9,6 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, post};
+use bollard_stubs::models::HostConfig;
 use serde_json::{Value, json};
 
 use super::body::JsonBody;
@@ -189,8 +190,9 @@ async fn update(
     State(state): State<AppState>,
     Path(id): Path<String>,
     axum::Extension(version): axum::Extension<ApiVersion>,
-    JsonBody(body): JsonBody<Value>,
+    JsonBody(mut body): JsonBody<Value>,
 ) -> ApiResult<Json<Value>> {
+    super::go_names::name_members::<HostConfig>(&mut body);
     let mut request = UpdateRequest::read(&body)?;
     if version < ApiVersion(1, 40) {
         request = request.without_pids_limit();

@@ -7,6 +7,7 @@ pub mod container_files;
 pub mod container_streams;
 pub mod container_views;
 pub mod containers;
+mod go_names;
 pub mod images;
 pub mod network_shapes;
 pub mod networks;

@@ -239,3 +239,52 @@ case!(builds_end_with_their_client, |cell| {
         });
     }
 });
+
+case!(names_of_members_in_any_case, |cell| {
+    let isolation = if cell.is_hyperv() {
+        "hyperv"
+    } else {
+        "default"
+    };
+    let volume = cell.name("volume");
+    let body = json!({ "name": volume, "LABELS": { "Kind": "x" } });
+    let made = cell.api("POST", "/volumes/create", Some(&body));
+    assert_eq!(made.status, 201, "{}", made.message());
+    assert_eq!(made.json()["Name"], volume.as_str());
+    assert_eq!(made.json()["Labels"], json!({ "Kind": "x" }));
+    let body = json!({
+        "image": "no-such-image", "Image": BUSYBOX, "cmd": ["sleep", "1000"],
+        "env": ["path_of=x"], "labels": { "Cmd": "kept" }, "OpenStdin": null,
+        "hostconfig": {
+            "isolation": isolation, "memory": 67_108_864,
+            "mounts": [{ "type": "volume", "source": volume, "target": "/v" }],
+            "restartpolicy": { "name": "on-failure", "maximumretrycount": 2 },
+        },
+    });
+    let path = format!("/containers/create?name={}", cell.name("c"));
+    let created = cell.api("POST", &path, Some(&body));
+    assert_eq!(created.status, 201, "{}", created.message());
+    let id = created.json()["Id"].as_str().expect("an ID").to_owned();
+    let seen = cell.inspect(&id);
+    assert_eq!(seen["Config"]["Image"], BUSYBOX);
+    assert_eq!(seen["Config"]["Labels"], json!({ "Cmd": "kept" }));
+    assert_eq!(seen["HostConfig"]["Memory"], 67_108_864);
+    assert_eq!(seen["HostConfig"]["RestartPolicy"]["MaximumRetryCount"], 2);
+    assert_eq!(seen["Mounts"][0]["Name"], volume.as_str());
+    cell.cli(&format!("start {id}")).ok();
+    let body = json!({ "cmd": ["true"], "ENV": ["a=b"] });
+    let exec = cell.api("POST", &format!("/containers/{id}/exec"), Some(&body));
+    assert_eq!(exec.status, 201, "{}", exec.message());
+    let exec = exec.json()["Id"].as_str().expect("an ID").to_owned();
+    let body = json!({ "detach": true });
+    let started = cell.api("POST", &format!("/exec/{exec}/start"), Some(&body));
+    assert_eq!(started.status, 200, "{}", started.message());
+    let body = json!({ "cpushares": 512, "restartpolicy": { "name": "no" } });
+    let updated = cell.api("POST", &format!("/containers/{id}/update"), Some(&body));
+    assert_eq!(updated.status, 200, "{}", updated.message());
+    let seen = cell.inspect(&id);
+    assert_eq!(seen["HostConfig"]["CpuShares"], 512);
+    assert_eq!(seen["HostConfig"]["RestartPolicy"]["Name"], "no");
+    cell.cli(&format!("rm -f {id}")).ok();
+    cell.cli(&format!("volume rm {volume}")).ok();
+});
