@@ -495,6 +495,7 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
     .await
     .map_err(|error| ApiError::internal("prune the build cache", &error))??;
     let (names, bytes) = pruned;
+    state.events.pruned("builder", bytes);
     Ok(Json(json!({
         "CachesDeleted": if names.is_empty() { Value::Null } else { json!(names) },
         "SpaceReclaimed": bytes,

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use bulkhead_e2e::http::{Files, Server};
 use bulkhead_e2e::images::{Meta, Tar, busybox_tar};
-use bulkhead_e2e::{BUSYBOX, case, until};
+use bulkhead_e2e::{BUSYBOX, Cell, Daemon, case, until};
 use serde_json::{Value, json};
 
 case!(a_link_is_removed_alone, |cell| {
@@ -288,3 +288,61 @@ case!(names_of_members_in_any_case, |cell| {
     cell.cli(&format!("rm -f {id}")).ok();
     cell.cli(&format!("volume rm {volume}")).ok();
 });
+
+case!(process pruned_builds_are_told, |cell| {
+    let cell = cell.on(Daemon::start(&[]));
+    let pruned = cell.api("POST", "/build/prune", None);
+    assert_eq!(pruned.status, 200, "{}", pruned.message());
+    let pruned = pruned.json();
+    assert_eq!(pruned["CachesDeleted"], Value::Null);
+    assert_eq!(pruned["SpaceReclaimed"], 0);
+    let event = event_of_builds(&cell);
+    assert_eq!(event["Action"], "prune");
+    assert_eq!(event["Actor"]["Attributes"]["reclaimed"], "0");
+    finish(cell);
+});
+
+case!(ours process the_build_cache_is_counted, |cell| {
+    let cell = cell.on(Daemon::start(&[]));
+    let usage = |version: &str| cell.api("GET", &format!("{version}/system/df"), None).json();
+    assert_eq!(usage("")["BuildCache"], json!([]));
+    let dockerfile = format!(
+        "FROM {BUSYBOX}\n\
+         RUN --mount=type=cache,target=/m head -c 5000 /dev/zero > /m/file\n"
+    );
+    cell.building("-t built -").stdin(dockerfile).output().ok();
+    let before = usage("");
+    let cache = &before["BuildCache"][0];
+    assert_eq!(cache["Type"], "exec.cachemount");
+    assert_eq!(cache["Size"], 5000);
+    assert_eq!(cache["InUse"], false);
+    assert_eq!(usage("/v1.41")["BuilderSize"], 5000);
+    let of_images = cell.api("GET", "/system/df?type=image", None).json();
+    assert_eq!(of_images["BuildCache"], Value::Null);
+    cell.cli("system df").ok().says("5kB");
+    let pruned = cell.api("POST", "/build/prune", None).json();
+    assert_eq!(pruned["CachesDeleted"], json!([cache["ID"]]));
+    assert_eq!(pruned["SpaceReclaimed"], 5000);
+    assert_eq!(usage("")["BuildCache"], json!([]));
+    let event = event_of_builds(&cell);
+    assert_eq!(event["Actor"]["Attributes"]["reclaimed"], "5000");
+    finish(cell);
+});
+
+/// The one event of the builder that there was.
+fn event_of_builds(cell: &Cell) -> Value {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let soon = now.expect("a time").as_secs() + 1;
+    let filters = "%7B%22type%22:%7B%22builder%22:true%7D%7D";
+    let path = format!("/events?since=1&until={soon}&filters={filters}");
+    let events = cell.api("GET", &path, None).body;
+    serde_json::from_slice(&events).expect("one event")
+}
+
+/// Ends a daemon that was the case's own.
+fn finish(cell: Cell) {
+    let daemon = cell.daemon();
+    cell.finish();
+    let left = daemon.finish();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -15,6 +15,7 @@ use super::super::query::Params;
 use super::super::shapes;
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
+use crate::services::build::CacheView;
 use crate::state::AppState;
 
 /// Without the size of the builder's cache as a whole.
@@ -76,13 +77,41 @@ pub(super) async fn usage(
         }
         out["Volumes"] = Value::Array(volumes);
     }
-    if wanted("build-cache") {
-        out["BuildCache"] = json!([]);
-    }
-    if version < WITHOUT_BUILDER_SIZE {
-        out["BuilderSize"] = json!(0);
+    if wanted("build-cache") || version < WITHOUT_BUILDER_SIZE {
+        let caches = caches(&state).await?;
+        if version < WITHOUT_BUILDER_SIZE {
+            let sizes = caches.iter().map(|cache| cache.size);
+            out["BuilderSize"] = json!(sizes.sum::<u64>());
+        }
+        if wanted("build-cache") {
+            out["BuildCache"] = caches.iter().map(cache).collect();
+        }
     }
     Ok(Json(out))
+}
+
+/// The caches of `RUN --mount`. What steps have made are images, and counted there.
+async fn caches(state: &AppState) -> ApiResult<Vec<CacheView>> {
+    let caches = state.build_caches.clone();
+    tokio::task::spawn_blocking(move || caches.list())
+        .await
+        .map_err(|error| ApiError::internal("disk usage", &error))?
+        .map_err(|error| ApiError::internal("read the build cache", &error))
+}
+
+fn cache(view: &CacheView) -> Value {
+    let time = |time| Timestamp::try_from(time).unwrap_or_default().to_string();
+    json!({
+        "ID": view.name,
+        "Parents": Value::Null,
+        "Type": "exec.cachemount",
+        "Description": "cached mount",
+        "InUse": view.is_used,
+        "Shared": false,
+        "Size": view.size,
+        "CreatedAt": time(view.created),
+        "LastUsedAt": time(view.last_used),
+    })
 }
 
 async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> ApiResult<Value> {

@@ -27,6 +27,21 @@ struct Shared {
     changed: Condvar,
 }
 
+/// A cache as it is shown.
+#[derive(Debug, Clone)]
+pub struct CacheView {
+    /// Its directory's.
+    pub name: String,
+    /// Whether a build uses it now.
+    pub is_used: bool,
+    /// Bytes.
+    pub size: u64,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When the last build began to use it, or wrote to it.
+    pub last_used: SystemTime,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Use {
     /// By so many who share it.
@@ -93,6 +108,38 @@ impl BuildCaches {
             path,
             held: Box::new(held),
         })
+    }
+
+    /// Those that there are.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn list(&self) -> io::Result<Vec<CacheView>> {
+        let entries = match fs::read_dir(&self.0.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut views = Vec::new();
+        for entry in entries.flatten() {
+            // One that is pruned meanwhile is not there.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let last_used = metadata.modified()?;
+            views.push(CacheView {
+                is_used: self.0.used().contains_key(&name),
+                name,
+                size: crate::disk_usage::apparent_size(&entry.path()),
+                // Not every filesystem knows when it was made.
+                created: metadata
+                    .created()
+                    .map_or(last_used, |time| time.min(last_used)),
+                last_used,
+            });
+        }
+        views.sort_by_key(|view| view.created);
+        Ok(views)
     }
 
     /// Removes all that are not in use, nor were since a time: their names, and their bytes.
@@ -225,7 +272,16 @@ mod tests {
         });
         let again = take(CacheSharing::Private);
         assert!(again.path.ends_with(directory_name("id", 0)));
+        let used = |caches: &BuildCaches| {
+            let views = caches.list().unwrap().into_iter();
+            views.filter(|view| view.is_used).count()
+        };
+        assert_eq!((caches.list().unwrap().len(), used(&caches)), (2, 2));
+        fs::write(again.path.join("file"), "12345").unwrap();
         drop((private, again));
+        assert_eq!(used(&caches), 0);
+        let sizes = caches.list().unwrap().into_iter().map(|view| view.size);
+        assert_eq!(sizes.sum::<u64>(), 5);
         let before = SystemTime::now() - Duration::from_secs(3600);
         assert!(
             caches.prune(Some(before)).unwrap().0.is_empty(),

@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::error::ApiError;
 use crate::state::AppState;
 
-pub use caches::BuildCaches;
+pub use caches::{BuildCaches, CacheView};
 
 /// Digest of the layer that holds nothing: an archive's end marker alone.
 const EMPTY_LAYER: [u8; 1024] = [0; 1024];
