@@ -112,6 +112,11 @@ const CREATE_FLAGS: &[Flag] = &[
         "aux-address",
         "Address that the network must not give away (NAME=IP)",
     ),
+    Flag::text("config-from", "Take the configuration of this network"),
+    Flag::switch(
+        "config-only",
+        "Only a configuration, for other networks to take",
+    ),
     Flag::text("driver", "Driver of the network")
         .short('d')
         .default("bridge"),
@@ -240,6 +245,8 @@ fn run_create(ctx: Ctx, parsed: Parsed) -> LocalBoxFuture<'static, CliResult> {
             "Scope": parsed.text("scope"),
             "Internal": parsed.on("internal"),
             "Attachable": parsed.on("attachable"),
+            "ConfigOnly": parsed.on("config-only"),
+            "ConfigFrom": { "Network": parsed.text("config-from") },
             "IPAM": {
                 "Driver": parsed.text("ipam-driver"),
                 "Options": to_map(parsed.list("ipam-opt")),

@@ -280,6 +280,155 @@ case!(networks_that_cannot_be, |cell| {
     );
 });
 
+case!(addresses_where_nobody_chose_the_network, |cell| {
+    let net = cell.name("net");
+    cell.cli(&format!("network create {net}")).ok();
+    let created = cell.create(&format!("{BUSYBOX} sleep 1000"));
+    let running = cell.detached(&format!("{BUSYBOX} sleep 1000"));
+    for id in [&created, &running] {
+        let networks = || {
+            let networks = cell.inspect(id)["NetworkSettings"]["Networks"].clone();
+            let networks = networks.as_object().expect("networks").clone();
+            networks.keys().cloned().collect::<Vec<_>>()
+        };
+        let before = networks();
+        for (network, words) in [
+            (
+                net.as_str(),
+                "only when connecting to networks with user configured subnets",
+            ),
+            ("bridge", "on user defined networks only"),
+        ] {
+            // The reference has no default bridge.
+            if network == "bridge" && cell.now_or_then(false, true) {
+                continue;
+            }
+            let body = serde_json::json!({
+                "Container": id,
+                "EndpointConfig": { "IPAMConfig": { "IPv4Address": "172.18.0.77" } },
+            });
+            let path = format!("/networks/{network}/connect");
+            let refused = cell.api("POST", &path, Some(&body));
+            assert_eq!(refused.status, 400, "{network}: {}", refused.message());
+            let message = refused.message();
+            assert!(message.ends_with(words), "{message}");
+        }
+        assert_eq!(networks(), before);
+    }
+    cell.cli(&format!("rm -f {created} {running}")).ok();
+    cell.cli(&format!("network rm {net}")).ok();
+});
+
+case!(configurations_for_other_networks, |cell| {
+    use serde_json::json;
+    let (source, net) = (cell.name("source"), cell.name("net"));
+    let prefix = subnet(cell);
+    let create = |body: serde_json::Value| {
+        let answer = cell.api("POST", "/networks/create", Some(&body));
+        (answer.status, answer.message())
+    };
+    let pool = json!({ "Subnet": format!("{prefix}.0/24"), "Gateway": format!("{prefix}.7") });
+    let (status, message) = create(json!({
+        "Name": source, "ConfigOnly": true, "CheckDuplicate": true,
+        "IPAM": { "Config": [pool] }, "Labels": { "of": source },
+        "Options": { "com.docker.network.driver.mtu": "1400" },
+    }));
+    assert_eq!(status, 201, "{message}");
+    let view = |name: &str| cell.api("GET", &format!("/networks/{name}"), None).json();
+    let seen = view(&source);
+    assert_eq!(seen["Driver"], "null");
+    assert_eq!(seen["ConfigOnly"], true);
+    assert_eq!(seen["IPAM"]["Config"], json!([pool]));
+    let from = |name: &str| json!({ "Name": net, "ConfigFrom": { "Network": name } });
+    let with = |key: &str, value: serde_json::Value| {
+        let mut body = from(&source);
+        body[key] = value;
+        body
+    };
+    let another = cell.name("another");
+    for (body, status, words) in [
+        (
+            from("nosuch"),
+            404,
+            "configuration network \"nosuch\" does not exist",
+        ),
+        (
+            from("bridge"),
+            404,
+            "configuration network \"bridge\" does not exist",
+        ),
+        (
+            with("Labels", json!({ "x": "y" })),
+            403,
+            "user specified configurations",
+        ),
+        (
+            with("Options", json!({ "x": "y" })),
+            403,
+            "network driver options",
+        ),
+        (
+            with("IPAM", json!({ "Config": [{ "Subnet": "10.9.9.0/24" }] })),
+            403,
+            "user specified configurations",
+        ),
+        (
+            with("ConfigOnly", json!(true)),
+            403,
+            "cannot depend on another",
+        ),
+        (
+            json!({ "Name": another, "ConfigOnly": true, "Internal": true }),
+            403,
+            "can only contain network specific fields",
+        ),
+        (
+            json!({ "Name": source, "ConfigOnly": true, "CheckDuplicate": true }),
+            409,
+            "already exists",
+        ),
+    ] {
+        let answer = create(body.clone());
+        assert_eq!(answer.0, status, "{body}: {}", answer.1);
+        assert!(answer.1.contains(words), "{body}: {}", answer.1);
+    }
+    // Nobody can be on it.
+    let created = cell.create(&format!("--network {source} {BUSYBOX} true"));
+    let words = "cannot create endpoint on configuration-only network";
+    cell.cli(&format!("start {created}")).fails().says(words);
+    cell.cli(&format!("rm {created}")).ok();
+    // What is configured is had by who takes it, and only by one: it has addresses.
+    let (status, message) = create(with("Internal", json!(true)));
+    assert_eq!(status, 201, "{message}");
+    let seen = view(&net);
+    assert_eq!(seen["Driver"], "bridge");
+    assert_eq!(seen["Internal"], true);
+    assert_eq!(seen["ConfigOnly"], false);
+    assert_eq!(seen["ConfigFrom"], json!({ "Network": source }));
+    assert_eq!(seen["IPAM"]["Config"], json!([pool]));
+    assert_eq!(seen["Labels"], json!({ "of": source }));
+    assert_eq!(seen["Options"]["com.docker.network.driver.mtu"], "1400");
+    let mut second = from(&source);
+    second["Name"] = json!(another);
+    assert_eq!(create(second).0, 403);
+    let address = cell
+        .run(&format!(
+            "--rm --network {net} --ip {prefix}.99 {BUSYBOX} ip addr show eth0"
+        ))
+        .ok();
+    address.says(&format!("{prefix}.99/24")).says("mtu 1400");
+    let in_use = cell.api("DELETE", &format!("/networks/{source}"), None);
+    assert_eq!(in_use.status, 403, "{}", in_use.message());
+    assert!(
+        in_use.message().contains("is in use"),
+        "{}",
+        in_use.message()
+    );
+    let prune = format!("network prune -f --filter label=of={source}");
+    cell.cli(&prune).ok().says(&net);
+    cell.cli(&format!("network rm {source}")).ok();
+});
+
 case!(networks_outlive_the_daemon, |cell| {
     if cell.now_or_then(false, true) {
         return;

@@ -16,7 +16,7 @@ use super::model::Record;
 use super::{Containers, Shared};
 use crate::error::{ApiError, ApiResult};
 use crate::services::networks::model::parse_mac;
-use crate::services::networks::{Attachment, Member, Placement, publish};
+use crate::services::networks::{Attachment, Member, Placement, check_wishes, publish};
 
 /// Whose network namespace a container is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,6 +270,7 @@ impl Actor {
         }
         let mut attachment = attachment(&name, settings)?;
         attachment.network_id.clone_from(&found.record.id);
+        check_wishes(&found.record, &attachment)?;
         let present = current.iter().any(|one| {
             one.network_id == found.record.id || (one.network_id.is_empty() && one.network == name)
         });

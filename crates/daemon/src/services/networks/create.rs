@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use axum::http::StatusCode;
-use bollard_stubs::models::{IpamConfig, NetworkCreateRequest};
+use bollard_stubs::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use bulkhead_network::addresses::{self, overlap};
 use bulkhead_network::link::MAX_INTERFACE_NAME;
 use ipnet::IpNet;
@@ -69,8 +69,16 @@ fn forbidden(message: impl Into<String>) -> ApiError {
 
 impl State {
     fn plan(&mut self, request: NetworkCreateRequest) -> ApiResult<Network> {
+        check_reach(&request)?;
+        let mut request = request;
+        let config_from = self.take_configuration(&mut request)?;
+        let config_only = request.config_only == Some(true);
         let name = check_name(&request.name)?;
-        let driver = check_driver(&request)?;
+        let driver = match config_only {
+            // Whoever takes the configuration says what makes a network of it.
+            true => Driver::Null,
+            false => check_driver(request.driver.as_deref())?,
+        };
         if self
             .networks
             .values()
@@ -83,6 +91,7 @@ impl State {
         let id = super::super::containers::new_id();
         let options: BTreeMap<_, _> = request.options.into_iter().flatten().collect();
         let bridge = match options.get("com.docker.network.bridge.name") {
+            _ if config_only => String::new(),
             Some(name) if !name.is_empty() => self.check_bridge_name(name)?,
             _ => format!("br-{}", &id[..12]),
         };
@@ -101,7 +110,11 @@ impl State {
             ));
         }
         let internal = request.internal.unwrap_or(false);
-        let pools = self.pools(ipam.config.as_deref().unwrap_or_default(), ipv6, &bridge)?;
+        let configs = ipam.config.as_deref().unwrap_or_default();
+        let pools = match config_only {
+            true => configured_pools(configs)?,
+            false => self.pools(configs, ipv6, &bridge)?,
+        };
         Ok(Network {
             id,
             name: name.to_owned(),
@@ -115,7 +128,56 @@ impl State {
             ipam_options: ipam.options.map(|options| options.into_iter().collect()),
             pools,
             bridge,
+            config_only,
+            config_from,
         })
+    }
+
+    /// Fills in the configuration of the network that a request takes it from, whose name
+    /// comes back.
+    fn take_configuration(&self, request: &mut NetworkCreateRequest) -> ApiResult<String> {
+        let from = request.config_from.take().and_then(|from| from.network);
+        let Some(from) = from.filter(|name| !name.is_empty()) else {
+            return Ok(String::new());
+        };
+        if request.config_only == Some(true) {
+            return Err(forbidden(
+                "a configuration network cannot depend on another configuration network",
+            ));
+        }
+        let mut networks = self.networks.values().map(|active| &active.record);
+        let Some(source) = networks.find(|record| record.config_only && record.name == from) else {
+            return Err(ApiError::not_found(format!(
+                "configuration network \"{from}\" does not exist"
+            )));
+        };
+        let ipam = request.ipam.take().unwrap_or_default();
+        if request.options.as_ref().is_some_and(|own| !own.is_empty()) {
+            return Err(forbidden(
+                "network driver options are not supported if the network depends on a \
+                 configuration network",
+            ));
+        }
+        let is_own = request.labels.as_ref().is_some_and(|own| !own.is_empty())
+            || request.enable_ipv6 == Some(true)
+            || ipam.config.is_some_and(|own| !own.is_empty())
+            || ipam.options.is_some_and(|own| !own.is_empty());
+        if is_own {
+            return Err(forbidden(
+                "user specified configurations are not supported if the network depends on a \
+                 configuration network",
+            ));
+        }
+        request.labels = Some(source.labels.clone().into_iter().collect());
+        request.options = Some(source.options.clone().into_iter().collect());
+        request.enable_ipv6 = Some(source.ipv6);
+        let options = source.ipam_options.clone();
+        request.ipam = Some(Ipam {
+            driver: None,
+            config: Some(source.pools.iter().map(configuration).collect()),
+            options: options.map(|options| options.into_iter().collect()),
+        });
+        Ok(from)
     }
 
     fn check_bridge_name(&self, name: &str) -> ApiResult<String> {
@@ -196,6 +258,37 @@ impl State {
             used.push(pool.subnet);
         }
         Ok(())
+    }
+}
+
+/// What a configuration for others says of addresses; which of them are free is seen by
+/// whoever takes it.
+fn configured_pools(configs: &[IpamConfig]) -> ApiResult<Vec<Pool>> {
+    let pools = configs.iter().map(|config| {
+        let subnet = config.subnet.as_deref().filter(|text| !text.is_empty());
+        let subnet = subnet.ok_or_else(|| {
+            ApiError::bad_request("invalid network config: a configuration network needs a subnet")
+        })?;
+        let own_gateway = config.gateway.as_deref().is_some_and(|own| !own.is_empty());
+        let mut pool = pool(parse_network("subnet", subnet)?, config)?;
+        pool.gateway = pool.gateway.filter(|_| own_gateway);
+        Ok(pool)
+    });
+    pools.collect()
+}
+
+/// What was asked for to get these addresses.
+fn configuration(pool: &Pool) -> IpamConfig {
+    let reserved = pool.reserved.iter();
+    IpamConfig {
+        subnet: Some(pool.subnet.to_string()),
+        ip_range: pool.range.map(|range| range.to_string()),
+        gateway: pool.gateway.map(|gateway| gateway.to_string()),
+        auxiliary_addresses: Some(
+            reserved
+                .map(|(name, address)| (name.clone(), address.to_string()))
+                .collect(),
+        ),
     }
 }
 
@@ -298,29 +391,31 @@ fn check_name(name: &str) -> ApiResult<&str> {
     }
 }
 
-fn check_driver(request: &NetworkCreateRequest) -> ApiResult<Driver> {
-    if request.config_only == Some(true)
-        || request
-            .config_from
-            .as_ref()
-            .is_some_and(|from| from.network.as_deref().is_some_and(|name| !name.is_empty()))
-    {
-        return Err(ApiError::bad_request(
-            "configuration-only networks are not supported",
+/// Refuses what goes beyond this host, and what is no configuration in one that is for others.
+fn check_reach(request: &NetworkCreateRequest) -> ApiResult<()> {
+    let scope = request.scope.as_deref().filter(|scope| !scope.is_empty());
+    let has_operator_fields = [request.ingress, request.internal, request.attachable]
+        .contains(&Some(true))
+        || scope.is_some();
+    if request.config_only == Some(true) && has_operator_fields {
+        return Err(forbidden(
+            "configuration network can only contain network specific fields. Network operator \
+             fields like [ ingress | internal | attachable | scope ] are not supported.",
         ));
     }
     if request.ingress == Some(true) {
         return Err(forbidden("ingress networks need a swarm"));
     }
-    match request.scope.as_deref() {
-        None | Some("" | "local") => {}
-        Some(scope) => {
-            return Err(forbidden(format!(
-                "cannot create a network of scope {scope}: this node is not a swarm manager"
-            )));
-        }
+    match scope {
+        None | Some("local") => Ok(()),
+        Some(scope) => Err(forbidden(format!(
+            "cannot create a network of scope {scope}: this node is not a swarm manager"
+        ))),
     }
-    match request.driver.as_deref() {
+}
+
+fn check_driver(driver: Option<&str>) -> ApiResult<Driver> {
+    match driver {
         None | Some("" | "bridge" | "default") => Ok(Driver::Bridge),
         Some(one @ ("host" | "null")) => Err(forbidden(format!(
             "only one instance of \"{one}\" network is allowed"
@@ -407,12 +502,7 @@ mod tests {
         assert!(check_name("a b").is_ok());
         assert_eq!(check_name("").unwrap_err().status.as_u16(), 400);
         assert_eq!(check_name("host").unwrap_err().status.as_u16(), 403);
-        let driver = |driver: &str| {
-            check_driver(&NetworkCreateRequest {
-                driver: Some(driver.to_owned()),
-                ..NetworkCreateRequest::default()
-            })
-        };
+        let driver = |driver: &str| check_driver(Some(driver));
         assert_eq!(driver("bridge").unwrap(), Driver::Bridge);
         let error = driver("nosuch").unwrap_err();
         assert_eq!(

@@ -8,7 +8,7 @@ use bulkhead_network::link::InterfaceAddress;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Active;
-use super::model::{Attachment, Endpoint};
+use super::model::{Attachment, Endpoint, Network};
 use super::sandbox::Member;
 use crate::error::{ApiError, ApiResult};
 
@@ -53,7 +53,7 @@ pub(super) fn take_addresses(
     attachment: &Attachment,
     endpoint: &mut Endpoint,
 ) -> ApiResult<()> {
-    check_wishes(active, attachment)?;
+    check_wishes(&active.record, attachment)?;
     let internal = active.record.internal;
     let mut taken: Vec<IpAddr> = Vec::new();
     let mut outcome = Ok(());
@@ -102,8 +102,12 @@ pub(super) fn take_addresses(
     outcome
 }
 
-fn check_wishes(active: &Active, attachment: &Attachment) -> ApiResult<()> {
-    let record = &active.record;
+/// Refuses what cannot be had of a network.
+///
+/// # Errors
+/// 400 for addresses and names that nobody chooses there, 403 where nobody can be.
+pub fn check_wishes(record: &Network, attachment: &Attachment) -> ApiResult<()> {
+    check_joinable(record)?;
     let wishes = attachment.ipv4.is_some() || attachment.ipv6.is_some();
     if record.is_predefined() {
         if wishes {
@@ -132,6 +136,17 @@ fn check_wishes(active: &Active, attachment: &Attachment) -> ApiResult<()> {
         ));
     }
     Ok(())
+}
+
+/// Refuses a network that is only there for its configuration.
+pub(super) fn check_joinable(record: &Network) -> ApiResult<()> {
+    match record.config_only {
+        false => Ok(()),
+        true => Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "cannot create endpoint on configuration-only network",
+        )),
+    }
 }
 
 /// Takes an address of one family; `None` when the network hasn't that family.

@@ -126,7 +126,7 @@ impl State {
     pub(super) fn own_subnets(&self, except: &str) -> Vec<IpNet> {
         self.networks
             .values()
-            .filter(|active| active.record.id != except)
+            .filter(|active| active.record.id != except && !active.record.config_only)
             .flat_map(|active| active.record.pools.iter().map(|pool| pool.subnet))
             .collect()
     }

@@ -22,6 +22,7 @@ use bulkhead_network::dns::Resolver;
 use jiff::Timestamp;
 
 pub use create::CreateRequest;
+pub use endpoint::check_wishes;
 pub use model::{Attachment, Driver, Endpoint, Network, NetworkSettings, Sandbox};
 pub use remove::Pruned;
 pub use sandbox::{Member, Placement};
@@ -266,6 +267,8 @@ impl Networks {
             ipam_options: None,
             pools: Vec::new(),
             bridge: String::new(),
+            config_only: false,
+            config_from: String::new(),
         };
         let record = match driver {
             Driver::Bridge => {

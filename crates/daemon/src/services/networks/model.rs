@@ -76,6 +76,13 @@ pub struct Network {
     pub pools: Vec<Pool>,
     /// Its interface on the host; empty when it has none.
     pub bridge: String,
+    /// Whether it is only there for others to take their configuration from. Nobody can be on
+    /// it, the host has nothing of it, and its addresses are not taken.
+    #[serde(default)]
+    pub config_only: bool,
+    /// The name of the network that its configuration is from; empty when it has its own.
+    #[serde(default)]
+    pub config_from: String,
 }
 
 /// Names of the networks there are from the start.

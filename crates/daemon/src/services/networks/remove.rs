@@ -26,7 +26,8 @@ impl Networks {
         let _changes = self.changes.lock().await;
         let mut removed = Vec::new();
         for view in self.all().await? {
-            let candidate = !view.record.is_predefined() && view.members.is_empty();
+            let candidate =
+                !view.record.is_predefined() && !view.record.config_only && view.members.is_empty();
             // One that somebody joined in between stays.
             if candidate && filter(&view) && self.remove_one(&view.record.id).await.is_ok() {
                 removed.push(view.record.name);
@@ -64,6 +65,16 @@ impl State {
         if !active.members.is_empty() {
             return forbidden(format!(
                 "error while removing network: network {name} id {id} has active endpoints"
+            ));
+        }
+        let is_source = active.record.config_only
+            && self
+                .networks
+                .values()
+                .any(|other| other.record.config_from == name);
+        if is_source {
+            return forbidden(format!(
+                "error while removing network: configuration network \"{name}\" is in use"
             ));
         }
         self.take_down(&id)?;

@@ -463,6 +463,7 @@ impl State {
             Some(active) => active,
             None => self.find(&attachment.network)?,
         };
+        super::endpoint::check_joinable(&active.record)?;
         attachment.network.clone_from(&active.record.name);
         attachment.network_id.clone_from(&active.record.id);
         Ok(())
