@@ -64,10 +64,18 @@ struct Request {
 
 impl Request {
     fn parse(params: &Params, headers: &HeaderMap) -> ApiResult<Self> {
-        if params.get("version") == Some("2") {
-            return Err(ApiError::bad_request(
-                "BuildKit is not available: build with DOCKER_BUILDKIT=0",
-            ));
+        match params.get("version") {
+            None | Some("1") => {}
+            Some("2") => {
+                return Err(ApiError::bad_request(
+                    "BuildKit is not available: build with DOCKER_BUILDKIT=0",
+                ));
+            }
+            Some(version) => {
+                return Err(ApiError::bad_request(format!(
+                    "invalid version {version:?}"
+                )));
+            }
         }
         if params.flag("squash") {
             return Err(ApiError::bad_request(

@@ -130,8 +130,10 @@ async fn attachment(
         stderr: params.flag("stderr"),
         files: false,
     };
+    let carries = request.stdin || request.stdout || request.stderr;
     let attachment = Attachment {
-        stream: params.flag("stream"),
+        // Of nothing there is nothing to wait for.
+        stream: params.flag("stream") && carries,
         logs: params.flag("logs"),
         detach: (tty && stdin).then_some(detach),
         request,

@@ -20,7 +20,10 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use bulkhead_image::{HistoryLine, ImageDetail, ImageSummary, Reference, Removal, RemovalReport};
+use bulkhead_image::{
+    HistoryLine, ImageConfig, ImageDetail, ImageSummary, Reference, Removal, RemovalReport,
+};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::query::{Params, check_filters};
@@ -139,6 +142,9 @@ async fn get_one(
     params: Params,
 ) -> ApiResult<Response> {
     let version = version.map_or(ApiVersion::NEWEST, |Extension(version)| version);
+    if let Some((name, "json" | "history" | "get")) = split_verb(&rest) {
+        check_platform(&state, name, &params).await?;
+    }
     match split_verb(&rest) {
         Some((name, "json")) => {
             let detail = state.images.inspect(name).await?;
@@ -148,8 +154,53 @@ async fn get_one(
             let lines = state.images.history(name).await?;
             Ok(Json(lines.iter().map(history).collect::<Vec<_>>()).into_response())
         }
-        Some((name, "get")) => transfer::save_names(&state, vec![name.to_owned()], &params).await,
+        Some((name, "get")) => transfer::save_names(&state, vec![name.to_owned()]).await,
         _ => Err(ApiError::not_found("page not found")),
+    }
+}
+
+/// Refuses an image that is for another platform than the one asked for.
+async fn check_platform(state: &AppState, name: &str, params: &Params) -> ApiResult<()> {
+    match params.get("platform") {
+        None => Ok(()),
+        Some(wanted) => is_for(name, wanted, &state.images.inspect(name).await?.document),
+    }
+}
+
+/// Refuses an image that is for another platform than the one that is wanted, which is JSON.
+fn is_for(name: &str, wanted: &str, document: &ImageConfig) -> ApiResult<()> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Wanted {
+        os: String,
+        architecture: String,
+        variant: String,
+    }
+    let wanted: Wanted = serde_json::from_str(wanted)
+        .map_err(|error| ApiError::bad_request(format!("invalid platform: {error}")))?;
+    let said = |os: &str, architecture: &str, variant: &str| {
+        let parts = [os, architecture, variant];
+        let parts = parts.into_iter().filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join("/")
+    };
+    let variant = document.variant.as_deref().unwrap_or_default();
+    let (os, architecture) = (document.os.as_str(), document.architecture.as_str());
+    let fits = [
+        (wanted.os.as_str(), os),
+        (wanted.architecture.as_str(), architecture),
+        (wanted.variant.as_str(), variant),
+    ]
+    .iter()
+    // What one does not say is as the other says.
+    .all(|(one, other)| one.is_empty() || other.is_empty() || one == other);
+    match fits {
+        true => Ok(()),
+        false => Err(ApiError::not_found(format!(
+            "image with reference {name} was found but its platform ({}) does not match the \
+             specified platform ({})",
+            said(os, architecture, variant),
+            said(&wanted.os, &wanted.architecture, &wanted.variant),
+        ))),
     }
 }
 
@@ -337,6 +388,33 @@ fn history(line: &HistoryLine) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn platforms_that_are_wanted() {
+        let document = ImageConfig {
+            os: "linux".to_owned(),
+            architecture: "amd64".to_owned(),
+            ..ImageConfig::default()
+        };
+        for fits in [
+            r#"{"os":"linux","architecture":"amd64"}"#,
+            r#"{"os":"linux"}"#,
+            r#"{"architecture":"amd64","variant":"v2"}"#,
+            "{}",
+        ] {
+            assert!(is_for("x", fits, &document).is_ok(), "{fits}");
+        }
+        let other = r#"{"os":"linux","architecture":"arm64"}"#;
+        let error = is_for("x", other, &document).unwrap_err();
+        assert_eq!(error.status, StatusCode::NOT_FOUND);
+        assert!(
+            error
+                .message
+                .ends_with("(linux/amd64) does not match the specified platform (linux/arm64)")
+        );
+        let error = is_for("x", "linux/arm64", &document).unwrap_err();
+        assert_eq!(error.status, StatusCode::BAD_REQUEST);
+    }
 
     #[test]
     fn the_verb_comes_last() {

@@ -204,40 +204,24 @@ case!(process heads_and_options, |cell| {
     }
 });
 
-case!(builds_end_with_their_client, |cell| {
-    let isolation = if cell.is_hyperv() { "hyperv" } else { "" };
-    // A quiet one has sent nothing when its client leaves.
-    for quiet in [0, 1] {
-        let number = cell.number();
-        let dockerfile = format!("FROM {BUSYBOX}\nRUN sleep 1000{number}\n");
-        let mut context = Tar::new();
-        context.file("Dockerfile", &Meta::mode(0o644), dockerfile.as_bytes());
-        let context = context.done();
-        let command = format!("sleep 1000{number}");
-        let containers = |query: &str| {
-            let path = format!("/containers/json{query}");
-            let listed = cell.api("GET", &path, None).json();
-            let listed = listed.as_array().expect("a list").iter();
-            listed
-                .filter(|one| one["Command"].to_string().contains(&command))
-                .count()
-        };
-        let mut client = UnixStream::connect(cell.daemon().socket()).expect("a daemon");
-        let head = format!(
-            "POST /build?q={quiet}&isolation={isolation} HTTP/1.1\r\nHost: docker\r\n\
-             Content-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
-            context.len()
-        );
-        client.write_all(head.as_bytes()).expect("a listener");
-        client.write_all(&context).expect("a listener");
-        until("the step runs", cell.limit(), || {
-            (containers("") == 1).then_some(())
-        });
-        drop(client);
-        until("the step's container is gone", cell.limit(), || {
-            (containers("?all=1") == 0).then_some(())
-        });
+case!(process bodies_and_names_that_are_missing, |cell| {
+    for path in ["volumes/create", "networks/create"] {
+        let answer = cell.api("POST", &format!("/{path}"), None);
+        assert_eq!(answer.status, 400, "{path}: {}", answer.message());
+        assert!(answer.message().contains("EOF"), "{}", answer.message());
     }
+    let saved = cell.api("GET", "/images/get", None);
+    assert_eq!(saved.status, 200);
+    let kind = saved.header("content-type");
+    assert_eq!(kind, Some("application/x-tar"));
+    let text = String::from_utf8_lossy(&saved.body).into_owned();
+    assert!(text.contains("manifest.json"), "{text:?}");
+    let refused = cell.api("GET", "/images/get?names=", None);
+    assert!(refused.status >= 400, "{}", refused.status);
+    assert_eq!(refused.message(), "invalid reference format");
+    let refused = cell.api("POST", "/build?version=7", None);
+    assert!(refused.status >= 400, "{}", refused.status);
+    assert_eq!(refused.message(), "invalid version \"7\"");
 });
 
 case!(names_of_members_in_any_case, |cell| {
@@ -287,6 +271,65 @@ case!(names_of_members_in_any_case, |cell| {
     assert_eq!(seen["HostConfig"]["RestartPolicy"]["Name"], "no");
     cell.cli(&format!("rm -f {id}")).ok();
     cell.cli(&format!("volume rm {volume}")).ok();
+});
+
+case!(an_attach_of_nothing_ends, |cell| {
+    let id = cell.detached(&format!("{BUSYBOX} sleep 1000"));
+    // There is no input to attach to either.
+    for query in ["", "?stream=1", "?stream=1&logs=1", "?stream=1&stdin=1"] {
+        let answer = cell.api("POST", &format!("/containers/{id}/attach{query}"), None);
+        assert_eq!(answer.status, 200, "{query}: {}", answer.message());
+        assert_eq!(answer.body, b"", "{query}");
+    }
+    assert_eq!(cell.state(&id), "running");
+});
+
+case!(process bridges_filter_as_the_host_says, |cell| {
+    let info = cell.api("GET", "/info", None).json();
+    for (member, file) in [
+        ("BridgeNfIptables", "bridge-nf-call-iptables"),
+        ("BridgeNfIp6tables", "bridge-nf-call-ip6tables"),
+    ] {
+        let switch = std::fs::read_to_string(format!("/proc/sys/net/bridge/{file}"));
+        let is_on = switch.is_ok_and(|text| text.trim() == "1");
+        assert_eq!(info[member], is_on, "{member}");
+    }
+});
+
+case!(builds_end_with_their_client, |cell| {
+    let isolation = if cell.is_hyperv() { "hyperv" } else { "" };
+    // A quiet one has sent nothing when its client leaves.
+    for quiet in [0, 1] {
+        let number = cell.number();
+        let dockerfile = format!("FROM {BUSYBOX}\nRUN sleep 1000{number}\n");
+        let mut context = Tar::new();
+        context.file("Dockerfile", &Meta::mode(0o644), dockerfile.as_bytes());
+        let context = context.done();
+        let command = format!("sleep 1000{number}");
+        let containers = |query: &str| {
+            let path = format!("/containers/json{query}");
+            let listed = cell.api("GET", &path, None).json();
+            let listed = listed.as_array().expect("a list").iter();
+            listed
+                .filter(|one| one["Command"].to_string().contains(&command))
+                .count()
+        };
+        let mut client = UnixStream::connect(cell.daemon().socket()).expect("a daemon");
+        let head = format!(
+            "POST /build?q={quiet}&isolation={isolation} HTTP/1.1\r\nHost: docker\r\n\
+             Content-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+            context.len()
+        );
+        client.write_all(head.as_bytes()).expect("a listener");
+        client.write_all(&context).expect("a listener");
+        until("the step runs", cell.limit(), || {
+            (containers("") == 1).then_some(())
+        });
+        drop(client);
+        until("the step's container is gone", cell.limit(), || {
+            (containers("?all=1") == 0).then_some(())
+        });
+    }
 });
 
 case!(process pruned_builds_are_told, |cell| {
@@ -346,3 +389,28 @@ fn finish(cell: Cell) {
     let left = daemon.finish();
     assert!(left.is_empty(), "{left:?}");
 }
+
+case!(ours process platforms_of_images, |cell| {
+    let document = cell.api("GET", &format!("/images/{BUSYBOX}/json"), None).json();
+    let own = json!({ "os": document["Os"], "architecture": document["Architecture"] });
+    let other = json!({ "os": "linux", "architecture": "s390x" });
+    for (place, has_query) in [
+        (format!("{BUSYBOX}/json"), false),
+        (format!("{BUSYBOX}/history"), false),
+        (format!("{BUSYBOX}/get"), false),
+        (format!("get?names={BUSYBOX}"), true),
+    ] {
+        let ask = |platform: &str| {
+            let platform = platform.replace('"', "%22").replace('{', "%7B").replace('}', "%7D");
+            let mark = if has_query { '&' } else { '?' };
+            let path = format!("/images/{place}{mark}platform={platform}");
+            let answer = cell.api("GET", &path, None);
+            (answer.status, answer.message())
+        };
+        assert_eq!(ask(&own.to_string()).0, 200, "{place}");
+        let (status, message) = ask(&other.to_string());
+        assert_eq!(status, 404, "{place}: {message}");
+        assert!(message.ends_with("(linux/s390x)"), "{message}");
+        assert_eq!(ask("linux/s390x").0, 400, "{place}");
+    }
+});

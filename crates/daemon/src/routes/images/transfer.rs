@@ -362,29 +362,20 @@ async fn feed_file(mut file: FetchedFile, frames: mpsc::Sender<std::io::Result<B
     }
 }
 
-/// `docker save` of several images.
+/// `docker save` of several images, which may be none.
 pub(super) async fn save(State(state): State<AppState>, params: Params) -> ApiResult<Response> {
-    let names: Vec<String> = params
-        .all("names")
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect();
-    if names.is_empty() {
-        return Err(ApiError::bad_request("no image was named"));
+    let names: Vec<String> = params.all("names").map(str::to_owned).collect();
+    if names.iter().any(String::is_empty) {
+        return Err(ApiError::bad_request("invalid reference format"));
     }
-    save_names(&state, names, &params).await
+    for name in &names {
+        super::check_platform(&state, name, &params).await?;
+    }
+    save_names(&state, names).await
 }
 
 /// `docker save`: every name is looked up before the answer begins.
-pub(super) async fn save_names(
-    state: &AppState,
-    names: Vec<String>,
-    params: &Params,
-) -> ApiResult<Response> {
-    if params.get("platform").is_some() {
-        // An image here is for one platform; which one is not the caller's to choose.
-        tracing::debug!("platform of a save ignored");
-    }
+pub(super) async fn save_names(state: &AppState, names: Vec<String>) -> ApiResult<Response> {
     let store = state.images.store();
     let plan = tokio::task::spawn_blocking(move || archive::Plan::new(store, &names))
         .await

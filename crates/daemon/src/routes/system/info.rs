@@ -126,6 +126,8 @@ pub(super) async fn info(State(state): State<AppState>) -> ApiResult<Json<Value>
         "CPUSet": facts.cpuset,
         "PidsLimit": facts.pids_limit,
         "IPv4Forwarding": facts.ipv4_forwarding,
+        "BridgeNfIptables": bridge_filter("iptables"),
+        "BridgeNfIp6tables": bridge_filter("ip6tables"),
         "OomKillDisable": facts.oom_kill_disable,
         "Debug": config.debug,
         "NFd": open_files(),
@@ -273,6 +275,12 @@ fn warnings(state: &AppState, probe: &ProbeOutcome) -> Vec<String> {
         }
     }
     out
+}
+
+/// Whether what goes through bridges is filtered as what is routed.
+fn bridge_filter(table: &str) -> bool {
+    let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
+    std::fs::read_to_string(switch).is_ok_and(|text| text.trim() == "1")
 }
 
 fn open_files() -> usize {

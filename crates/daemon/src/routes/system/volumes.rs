@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::body::OptionalJson;
+use super::super::body::JsonBody;
 use super::super::query::{Params, check_filters, labels_match};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
@@ -83,9 +83,8 @@ struct CreateBody {
 
 async fn create(
     State(state): State<AppState>,
-    OptionalJson(body): OptionalJson<CreateBody>,
+    JsonBody(body): JsonBody<CreateBody>,
 ) -> ApiResult<Response> {
-    let body = body.unwrap_or_default();
     if body.cluster_volume_spec.is_some_and(|spec| !spec.is_null()) {
         return Err(ApiError::bad_request(
             "cluster volumes need a swarm, which bulkhead does not have",
