@@ -59,8 +59,8 @@ pub struct DaemonArgs {
     /// Runtime option KEY=VALUE; isolation=process|hyperv sets the default isolation
     #[arg(long = "exec-opt", value_name = "KEY=VALUE")]
     pub exec_opts: Vec<String>,
-    /// User whose subordinate IDs containers would run as; only the empty one, for none, is
-    /// possible
+    /// User whose subordinate IDs containers with process isolation run as: default for
+    /// dockremap, which is made; empty for none
     #[arg(long, value_name = "USER[:GROUP]", default_value = "")]
     pub userns_remap: String,
     /// Log at debug level, keep guest consoles

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use bulkhead_isolation::{VmEngine, VmSettings};
 use bulkhead_registry::{RegistryError, Settings as RegistrySettings};
 use bulkhead_task::options::{IsolationKind, UnknownIsolation};
+use bulkhead_userns::Mappings;
 
 use crate::args::DaemonArgs;
+use crate::remap::RemapError;
 use crate::remote::TlsFiles;
 
 /// Where the daemon listens when no `-H` says otherwise.
@@ -34,6 +36,9 @@ pub struct Config {
     pub exec_root: PathBuf,
     /// File with the daemon's PID.
     pub pidfile: PathBuf,
+    /// The IDs of the host that those of containers with process isolation are, where they are
+    /// others.
+    pub userns: Option<Mappings>,
     /// What a container gets that doesn't choose.
     pub default_isolation: IsolationKind,
     /// How VMs are made.
@@ -84,12 +89,14 @@ pub enum ConfigError {
     #[error("--exec-opt isolation")]
     Isolation(#[source] UnknownIsolation),
     /// User namespaces.
-    #[error(
-        "cannot use --userns-remap {0}: containers with process isolation have the host's user IDs \
-         here; where root in a container must not be root on the host, use hyperv isolation \
-         (--exec-opt isolation=hyperv for all of them)"
-    )]
-    UsernsRemap(String),
+    #[error("cannot use --userns-remap {value}")]
+    UsernsRemap {
+        /// What was given.
+        value: String,
+        /// Why not.
+        #[source]
+        source: RemapError,
+    },
     /// An unknown engine.
     #[error("unknown --vm-engine '{0}': the valid ones are auto, kvm and qemu")]
     VmEngine(String),
@@ -156,9 +163,6 @@ impl Config {
                 _ => return Err(ConfigError::ExecOpt(option.clone())),
             }
         }
-        if !args.userns_remap.is_empty() {
-            return Err(ConfigError::UsernsRemap(args.userns_remap.clone()));
-        }
         let engine = match args.vm_engine.as_str() {
             "auto" => VmEngine::Auto,
             "kvm" => VmEngine::Kvm,
@@ -179,12 +183,21 @@ impl Config {
         if !["debug", "info", "warn", "error", "fatal"].contains(&args.log_level.as_str()) {
             return Err(ConfigError::LogLevel(args.log_level.clone()));
         }
+        let data_root = absolute(&args.data_root)?;
+        // The last: it may make a user.
+        let userns = crate::remap::resolve(&args.userns_remap, &data_root).map_err(|source| {
+            ConfigError::UsernsRemap {
+                value: args.userns_remap.clone(),
+                source,
+            }
+        })?;
         let cgroup_parent = format!("/{}", args.cgroup_parent.trim_matches('/'));
         Ok(Self {
             sockets,
             addresses,
             tls,
-            data_root: absolute(&args.data_root)?,
+            data_root,
+            userns,
             exec_root: absolute(&args.exec_root)?,
             pidfile: absolute(&args.pidfile)?,
             default_isolation,
@@ -208,6 +221,11 @@ impl Config {
             registries: registries(args)?,
             shutdown_timeout: args.shutdown_timeout,
         })
+    }
+
+    /// Whom the root of containers is on the host, where it is not root.
+    pub fn container_root(&self) -> Option<(u32, u32)> {
+        self.userns.as_ref()?.root().ok()
     }
 
     /// The directory of one container in the data root.

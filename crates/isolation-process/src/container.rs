@@ -84,6 +84,8 @@ impl ProcessContainer {
                 .set_cgroups_path(own.and_then(|linux| linux.cgroups_path().clone()))
                 .set_seccomp(own.and_then(|linux| linux.seccomp().clone()))
                 .set_personality(own.and_then(|linux| linux.personality().clone()))
+                .set_uid_mappings(own.and_then(|linux| linux.uid_mappings().clone()))
+                .set_gid_mappings(own.and_then(|linux| linux.gid_mappings().clone()))
                 .set_resources(None)
                 .set_masked_paths(None)
                 .set_readonly_paths(None);

@@ -58,6 +58,7 @@ impl ProcessFiles {
                 read_only: read_only.unwrap_or(false),
                 binds: binds(spec, &request.injected_files),
                 stack,
+                mappings: helper::mappings(spec),
             },
             made: None,
         }

@@ -160,6 +160,7 @@ impl Isolation for ProcessIsolation {
             bundle: request.bundle,
             layers,
             writable,
+            mappings: crate::helper::mappings(&request.spec),
         });
         let files = files.owning(layout);
         match files::carry_out(&self.reaper, &order).await {

@@ -19,6 +19,6 @@ mod procfs;
 mod reaper;
 mod wire;
 
-pub use helper::{helper_main, mount_image, seal_program};
+pub use helper::{helper_main, mappings, mount_image, seal_program};
 pub use isolation::{ProcessIsolation, cgroup_version};
 pub use reaper::{Child, Exit, Expectation, Reaper};

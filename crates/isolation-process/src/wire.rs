@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use bulkhead_files::protocol::Bind;
 use bulkhead_isolation::{InjectedFile, IsolationError};
+use bulkhead_userns::Mappings;
 use rustix::fs::MemfdFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -66,6 +67,8 @@ pub struct MountOrder {
     pub bundle: PathBuf,
     pub layers: Vec<PathBuf>,
     pub writable: PathBuf,
+    /// The container's IDs, where they are mapped.
+    pub mappings: Option<Mappings>,
 }
 
 /// Serve a conversation about a container's files; the client comes as a descriptor.
@@ -79,6 +82,8 @@ pub struct FilesOrder {
     pub binds: Vec<Bind>,
     /// Where it is known, what the root is made of.
     pub stack: Option<StackOrder>,
+    /// The container's IDs, where they are mapped.
+    pub mappings: Option<Mappings>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use bulkhead_userns::Owner;
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
@@ -63,6 +64,25 @@ impl NetworkNamespace {
     /// # Errors
     /// [`NetworkNamespaceError::File`], [`NetworkNamespaceError::Create`].
     pub fn create(path: &Path) -> Result<Self, NetworkNamespaceError> {
+        Self::create_with(path, enter)
+    }
+
+    /// The same of a user namespace, whose root has all rights over it.
+    ///
+    /// # Errors
+    /// As [`NetworkNamespace::create`].
+    pub fn create_of(path: &Path, owner: Owner<'_>) -> Result<Self, NetworkNamespaceError> {
+        Self::create_with(path, |target| {
+            let namespace = bulkhead_userns::network(owner)?;
+            mount_bind(format!("/proc/self/fd/{}", namespace.as_raw_fd()), target)?;
+            within(target, loopback::up)
+        })
+    }
+
+    fn create_with(
+        path: &Path,
+        make: impl FnOnce(&Path) -> io::Result<()> + Send,
+    ) -> Result<Self, NetworkNamespaceError> {
         OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -72,15 +92,16 @@ impl NetworkNamespace {
                 source,
             })?;
         // A namespace belongs to a thread: one makes it and ends.
-        let target = path.to_owned();
-        let made = thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn(move || enter(&target))
-            .and_then(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
-            });
+        let made = thread::scope(|scope| {
+            thread::Builder::new()
+                .name("netns".to_owned())
+                .spawn_scoped(scope, || make(path))
+                .and_then(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+                })
+        });
         if let Err(source) = made {
             // Whether it was mounted yet or not, neither mount nor file may stay.
             let _ = remove(path);

@@ -38,6 +38,9 @@ pub enum Invalid {
         /// As on the command line, with its value.
         option: String,
     },
+    /// What only a container in the host's user namespace can have.
+    #[error("{0}")]
+    UserNamespace(&'static str),
     /// A mode (PID, IPC, UTS…) with no such value.
     #[error("invalid {what} mode: {value}")]
     Mode {

@@ -29,10 +29,13 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use bollard_stubs::models::{ContainerConfig, HostConfig};
-use oci_spec::runtime::{LinuxBuilder, RootBuilder, Spec, SpecBuilder};
+use oci_spec::runtime::{
+    LinuxBuilder, LinuxIdMapping, LinuxIdMappingBuilder, RootBuilder, Spec, SpecBuilder,
+};
 
 pub use bulkhead_isolation::GROUP_ADD_ANNOTATION;
 pub use bulkhead_task::options::IsolationKind;
+use bulkhead_userns::{IdRange, Mappings};
 pub use capabilities::{effective as effective_capabilities, known as known_capabilities};
 pub use error::{Invalid, InvalidKind, SpecError};
 pub use facts::HostFacts;
@@ -44,7 +47,10 @@ pub use mounts::HostMount;
 pub use process::{DEFAULT_PATH, ExecInput, command, exec_process};
 pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY, check as check_limits};
 pub use security::SecurityOptions;
-pub use validate::{DEFAULT_RUNTIME, apply_defaults, check_restart, effective_isolation, validate};
+pub use validate::{
+    DEFAULT_RUNTIME, apply_defaults, check_restart, check_user_namespace, effective_isolation,
+    validate,
+};
 
 /// What a specification is made from. `config` is already merged with its image's
 /// ([`merge_image_config`]), `host_config` has its defaults ([`apply_defaults`]) and both have
@@ -68,6 +74,9 @@ pub struct SpecInput<'a> {
     pub pid_namespace: Option<&'a Path>,
     /// The IPC namespace of another container to join.
     pub ipc_namespace: Option<&'a Path>,
+    /// Its IDs, where they are others on the host. It is then in the user namespace that owns
+    /// its network namespace.
+    pub mappings: Option<&'a Mappings>,
     /// The cgroup, absolute within each hierarchy (`/bulkhead/<id>`).
     pub cgroups_path: &'a Path,
     /// Volumes and binds.
@@ -101,6 +110,11 @@ pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
     if !devices.nodes.is_empty() {
         linux = linux.devices(devices.nodes);
     }
+    if let Some(mappings) = input.mappings {
+        linux = linux
+            .uid_mappings(id_mappings(&mappings.uids)?)
+            .gid_mappings(id_mappings(&mappings.gids)?);
+    }
     if let Some(profile) = security::seccomp_profile(host_config, &security, &capabilities)? {
         linux = linux.seccomp(profile);
     }
@@ -128,6 +142,17 @@ pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
         spec.set_hostname(None);
     }
     Ok(spec)
+}
+
+fn id_mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>, SpecError> {
+    let mapping = |range: &IdRange| {
+        LinuxIdMappingBuilder::default()
+            .container_id(range.container)
+            .host_id(range.host)
+            .size(range.size)
+            .build()
+    };
+    Ok(ranges.iter().map(mapping).collect::<Result<_, _>>()?)
 }
 
 /// What `ALL` stands for differs: a VM has its own kernel with every capability, a host hands

@@ -26,8 +26,10 @@ const IPC: [&str; 8] = [
 /// and every port may be bound without a capability.
 const NETWORK_DEFAULTS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
-    ("net.ipv4.ping_group_range", "0 2147483647"),
+    (PING_GROUPS, "0 2147483647"),
 ];
+
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 
 /// Refuses parameters that would change the host.
 pub(crate) fn check(host_config: &HostConfig, isolation: IsolationKind) -> Result<(), Invalid> {
@@ -65,6 +67,16 @@ pub(crate) fn of(input: &SpecInput<'_>) -> HashMap<String, String> {
     if !is_host(input.host_config.network_mode.as_deref()) {
         for (name, value) in NETWORK_DEFAULTS {
             out.insert(name.to_owned(), value.to_owned());
+        }
+        // Only those that there are.
+        if let Some(mappings) = input.mappings {
+            let last = mappings
+                .gids
+                .iter()
+                .map(|range| range.container + (range.size - 1));
+            if let Some(last) = last.max() {
+                out.insert(PING_GROUPS.to_owned(), format!("0 {last}"));
+            }
         }
     }
     for (name, value) in input.host_config.sysctls.iter().flatten() {

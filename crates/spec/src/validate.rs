@@ -6,7 +6,7 @@ use bollard_stubs::models::{
 };
 
 use crate::mount_points;
-use crate::namespaces::of_container;
+use crate::namespaces::{is_host, of_container};
 use crate::{
     HostFacts, Invalid, IsolationKind, SecurityOptions, SpecError, capabilities, devices, mounts,
     process, resources, sysctl,
@@ -326,6 +326,33 @@ fn refuse_host_sharing(host_config: &HostConfig) -> Result<(), Invalid> {
         if !devices::is_of_the_kernel(path) {
             return refuse(format!("--device={path}"));
         }
+    }
+    Ok(())
+}
+
+/// Refuses what a container in a user namespace other than the host's cannot have. The words
+/// are Docker's.
+///
+/// # Errors
+/// [`Invalid::UserNamespace`].
+pub fn check_user_namespace(host_config: &HostConfig) -> Result<(), Invalid> {
+    let refuse = |reason: &'static str| Err(Invalid::UserNamespace(reason));
+    if host_config.privileged == Some(true) {
+        return refuse(
+            "privileged mode is incompatible with user namespaces.  You must run the container in \
+             the host namespace when running privileged mode",
+        );
+    }
+    if is_host(host_config.network_mode.as_deref()) {
+        return refuse(
+            "cannot share the host's network namespace when user namespaces are enabled",
+        );
+    }
+    if is_host(host_config.pid_mode.as_deref()) {
+        return refuse("cannot share the host PID namespace when user namespaces are enabled");
+    }
+    if is_host(host_config.ipc_mode.as_deref()) {
+        return refuse("cannot share the host IPC namespace when user namespaces are enabled");
     }
     Ok(())
 }

@@ -12,8 +12,9 @@ use bulkhead_spec::{
     ExecInput, GROUP_ADD_ANNOTATION, HostFacts, IsolationKind, SpecError, SpecInput, build,
     exec_process,
 };
+use bulkhead_userns::{IdRange, Mappings};
 use oci_spec::runtime::{
-    Capability, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Spec,
+    Capability, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, PosixRlimitType, Spec,
 };
 
 fn list(items: &[&str]) -> Option<Vec<String>> {
@@ -41,6 +42,7 @@ fn try_make(
     host: &HostConfig,
 ) -> Result<Spec, SpecError> {
     build(&SpecInput {
+        mappings: None,
         id: "0123",
         isolation,
         hostname: "box",
@@ -53,6 +55,47 @@ fn try_make(
         mounts: &[],
         facts: &facts(),
     })
+}
+
+#[test]
+fn ids_are_mapped_without_a_user_namespace() {
+    let range = |host, size| IdRange {
+        container: 0,
+        host,
+        size,
+    };
+    let mappings = Mappings {
+        uids: vec![range(1000, 70_000)],
+        gids: vec![range(2000, 65_536)],
+    };
+    let spec = build(&SpecInput {
+        mappings: Some(&mappings),
+        id: "0123",
+        isolation: IsolationKind::Process,
+        hostname: "box",
+        config: &config(),
+        host_config: &HostConfig::default(),
+        pid_namespace: None,
+        ipc_namespace: None,
+        network_namespace: Some(Path::new("/run/netns/x")),
+        cgroups_path: Path::new("/bulkhead/0123"),
+        mounts: &[],
+        facts: &facts(),
+    });
+    let spec = spec.unwrap();
+    assert!(!namespaces(&spec).contains(&LinuxNamespaceType::User));
+    let linux = spec.linux().as_ref().unwrap();
+    let mapped = |list: &Option<Vec<LinuxIdMapping>>| {
+        let first = list.as_ref().unwrap().first().copied().unwrap();
+        (first.container_id(), first.host_id(), first.size())
+    };
+    assert_eq!(mapped(linux.uid_mappings()), (0, 1000, 70_000));
+    assert_eq!(mapped(linux.gid_mappings()), (0, 2000, 65_536));
+    let sysctl = linux.sysctl().as_ref().unwrap();
+    assert_eq!(sysctl["net.ipv4.ping_group_range"], "0 65535");
+    let plain = process(&HostConfig::default());
+    let linux = plain.linux().as_ref().unwrap();
+    assert!(linux.uid_mappings().is_none() && linux.gid_mappings().is_none());
 }
 
 fn make(isolation: IsolationKind, host: &HostConfig) -> Spec {

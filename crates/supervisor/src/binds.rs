@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_isolation::{ErrorKind, IsolationError};
 use bulkhead_task::bundle::Bundle;
 use bulkhead_task::options::{IMAGE_OPTION, SHM_OF_OPTION, SUBPATH_OPTION};
+use bulkhead_userns::Mappings;
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags};
@@ -25,6 +26,7 @@ use crate::mounts;
 /// Mounts what needs it and points the specification there. What is mounted goes with the
 /// mount namespace.
 pub fn stage(spec: &mut Spec, bundle: &Bundle) -> Result<(), IsolationError> {
+    let mappings = bulkhead_isolation_process::mappings(spec);
     let Some(mounts) = spec.mounts_mut() else {
         return Ok(());
     };
@@ -35,7 +37,7 @@ pub fn stage(spec: &mut Spec, bundle: &Bundle) -> Result<(), IsolationError> {
             stage_shared(mount, &place)?;
             any_shared = true;
         } else {
-            stage_one(mount, &place)?;
+            stage_one(mount, &place, mappings.as_ref())?;
         }
     }
     if any_shared && let Some(linux) = spec.linux_mut() {
@@ -74,7 +76,11 @@ fn stage_shared(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
     Ok(())
 }
 
-fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
+fn stage_one(
+    mount: &mut Mount,
+    place: &Path,
+    mappings: Option<&Mappings>,
+) -> Result<(), IsolationError> {
     let mut options = mount.options().clone().unwrap_or_default();
     let has = |wanted: &str| options.iter().any(|option| option == wanted);
     let recursive = has("rbind");
@@ -100,7 +106,7 @@ fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
     let image = options
         .iter()
         .find_map(|option| option.strip_prefix(IMAGE_OPTION))
-        .map(|list| mount_image(list, place))
+        .map(|list| mount_image(list, place, mappings))
         .transpose()?;
     if image.is_some() {
         options.retain(|option| !option.starts_with(IMAGE_OPTION));
@@ -132,7 +138,11 @@ fn stage_one(mount: &mut Mount, place: &Path) -> Result<(), IsolationError> {
 }
 
 /// Mounts what these layers make up, beside the place of a mount; where.
-fn mount_image(list: &str, place: &Path) -> Result<PathBuf, IsolationError> {
+fn mount_image(
+    list: &str,
+    place: &Path,
+    mappings: Option<&Mappings>,
+) -> Result<PathBuf, IsolationError> {
     let layers: Vec<PathBuf> = serde_json::from_str(list)
         .map_err(|error| IsolationError::other("cannot read the layers of an image", error))?;
     let scratch = place.with_extension("image");
@@ -145,12 +155,13 @@ fn mount_image(list: &str, place: &Path) -> Result<PathBuf, IsolationError> {
         .map_err(failed)?;
     rustix::mount::mount("tmpfs", &scratch, "tmpfs", MountFlags::empty(), None)
         .map_err(|error| failed(error.into()))?;
+    let mappings = mappings.cloned();
     // Mounting changes the working directory, which threads share unless they are told not to.
     let mounted = std::thread::spawn(move || {
         // SAFETY: what is no longer shared is this thread's view of root and directory.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }
             .map_err(|error| failed(error.into()))?;
-        bulkhead_isolation_process::mount_image(&layers, &scratch)
+        bulkhead_isolation_process::mount_image(&layers, &scratch, mappings.as_ref())
     });
     let mounted = mounted.join();
     mounted.map_err(|_| failed(io::Error::other("the thread ended early")))?

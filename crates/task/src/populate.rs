@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use bulkhead_userns::Mappings;
 use serde::{Deserialize, Serialize};
 
 /// What to copy out of an image.
@@ -12,6 +13,8 @@ pub struct PopulateOrder {
     pub layers: Vec<PathBuf>,
     /// An empty directory to mount them in, in a mount namespace of the process's own.
     pub scratch: PathBuf,
+    /// The IDs that the files are to have on the host instead of the image's.
+    pub mappings: Option<Mappings>,
     /// The directories.
     pub copies: Vec<CopyOrder>,
 }

@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::payload::Payload;
+use super::remap::Remap;
 use super::{INIT_PATH, devices, limits, rootfs, user, with_causes};
 use crate::layout::Layout;
 use crate::wire::{CreateOrder, RootfsOrder};
@@ -22,14 +23,15 @@ use bulkhead_cgroup::{self as cgroup, Cgroup, lock_parents};
 /// Makes the container; the PID of its init, which waits for the word to go.
 pub fn run(order: CreateOrder, streams: Vec<OwnedFd>, control: BorrowedFd<'_>) -> Result<i32> {
     let layout = Layout::new(&order.bundle);
+    let remap = Remap::of(&order.spec)?;
     let (root, mounted) = match &order.rootfs {
         RootfsOrder::Layers { layers, writable } => {
-            let mounted = rootfs::mount(&layout, layers, writable)?;
+            let mounted = rootfs::mount(&layout, layers, writable, remap.as_ref())?;
             (layout.rootfs(), Some(mounted))
         }
         RootfsOrder::Mounted(path) => (path.clone(), None),
     };
-    let pid = create(order, &layout, &root, streams, control)?;
+    let pid = create(order, &layout, &root, remap, streams, control)?;
     if let Some(mounted) = mounted {
         mounted.keep();
     }
@@ -40,16 +42,23 @@ fn create(
     order: CreateOrder,
     layout: &Layout,
     root: &Path,
+    mut remap: Option<Remap>,
     streams: Vec<OwnedFd>,
     control: BorrowedFd<'_>,
 ) -> Result<i32> {
     let mut spec = order.spec;
+    let scope = remap.as_ref().map(Remap::as_root).transpose()?;
     adapt(
         &mut spec,
         root,
         &order.injected_files,
         order.init.as_deref(),
     )?;
+    drop(scope);
+    if let Some(remap) = &mut remap {
+        let prepared = remap.prepare(&mut spec, root, &order.bundle, &streams)?;
+        set_root(&mut spec, &prepared)?;
+    }
     let payload = Payload::take(&mut spec, control)?;
     write_spec(&spec, &layout.oci_bundle())?;
     make_directory(&layout.state())?;
@@ -128,13 +137,7 @@ fn make_directory(path: &Path) -> Result<()> {
         .map_err(|error| IsolationError::other(format!("create {}", path.display()), error))
 }
 
-/// Fills in what depends on the root filesystem and on this host.
-fn adapt(
-    spec: &mut Spec,
-    root: &Path,
-    injected: &[InjectedFile],
-    init: Option<&Path>,
-) -> Result<()> {
+fn set_root(spec: &mut Spec, root: &Path) -> Result<()> {
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
     let built = RootBuilder::default()
         .path(root)
@@ -142,7 +145,17 @@ fn adapt(
         .build()
         .map_err(|error| IsolationError::other("set the root", error))?;
     spec.set_root(Some(built));
+    Ok(())
+}
 
+/// Fills in what depends on the root filesystem and on this host.
+fn adapt(
+    spec: &mut Spec,
+    root: &Path,
+    injected: &[InjectedFile],
+    init: Option<&Path>,
+) -> Result<()> {
+    set_root(spec, root)?;
     let directory = open_root(root)?;
     identify(spec, directory.as_fd())?;
     if let Some(process) = spec.process_mut() {

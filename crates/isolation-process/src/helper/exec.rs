@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::create::{identify, open_root, write_spec};
 use super::payload::Payload;
+use super::remap::Entry;
 use super::{limits, with_causes};
 use crate::wire::ExecOrder;
 
@@ -28,7 +29,8 @@ pub fn run(order: ExecOrder, streams: Vec<OwnedFd>, control: BorrowedFd<'_>) -> 
         check_working_directory(root.as_fd(), process.cwd())?;
     }
     drop(root);
-    let payload = Payload::take(&mut spec, control)?;
+    let entry = Entry::take(&mut spec, order.init_pid, &streams)?;
+    let payload = Payload::take(&mut spec, control)?.entering(entry);
 
     // A directory of its own instead of the container's: libcontainer leaves sockets in it
     // and reads the specification from it.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_files::protocol::Bind;
 use bulkhead_files::{FilesError, FilesErrorKind, Scene, View};
 use bulkhead_isolation::{IsolationError, Result};
+use bulkhead_userns::Identity;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -18,6 +19,7 @@ use rustix::mount::{
 use rustix::process::Resource;
 use rustix::thread::UnshareFlags;
 
+use super::remap::Remap;
 use super::{rootfs, set_attributes, user};
 use crate::layout::Layout;
 use crate::wire::{FilesOrder, LowerOrder, MountOrder, StackOrder};
@@ -25,7 +27,8 @@ use crate::wire::{FilesOrder, LowerOrder, MountOrder, StackOrder};
 /// Mounts a container's root where its run would; it stays.
 pub fn mount(order: &MountOrder) -> Result<()> {
     let layout = Layout::new(&order.bundle);
-    rootfs::mount(&layout, &order.layers, &order.writable)?.keep();
+    let remap = order.mappings.as_ref().map(Remap::fresh).transpose()?;
+    rootfs::mount(&layout, &order.layers, &order.writable, remap.as_ref())?.keep();
     Ok(())
 }
 
@@ -114,6 +117,10 @@ fn copy(path: &Path, recursive: bool, read_only: bool) -> std::result::Result<Ow
 }
 
 fn root(order: &FilesOrder, binds: &[Bind]) -> std::result::Result<Scene, FilesError> {
+    let in_namespace =
+        |error: IsolationError| FilesError::new(FilesErrorKind::Other, error.message);
+    let remap = order.mappings.as_ref().map(Remap::fresh);
+    let remap = remap.transpose().map_err(in_namespace)?;
     let root = copy(&order.root, false, order.read_only)?;
     // While their sources can be seen.
     let binds: Vec<(&Path, OwnedFd)> = binds
@@ -130,12 +137,24 @@ fn root(order: &FilesOrder, binds: &[Bind]) -> std::result::Result<Scene, FilesE
     rustix::process::pivot_root(".", ".").map_err(failed("change the root"))?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("leave the old root"))?;
     rustix::process::chdir("/").map_err(failed("enter the new root"))?;
+    let scope = remap.as_ref().map(Remap::as_root);
+    let scope = scope.transpose().map_err(in_namespace)?;
     for (destination, mount) in binds {
         attach(destination, &mount)?;
     }
+    drop(scope);
     // Opened again: with what is mounted over it.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open("/", flags, Mode::empty()).map_err(failed("open the root"))?;
+    if let Some(remap) = &remap {
+        // Owners are then what they are in the container, and what is made is its root's.
+        bulkhead_userns::enter(remap.namespace(), &Identity::default()).map_err(|error| {
+            FilesError::new(
+                FilesErrorKind::Other,
+                format!("enter the container's user namespace: {error}"),
+            )
+        })?;
+    }
     Ok(Scene::Root(root))
 }
 
@@ -188,7 +207,7 @@ fn layers(stack: &StackOrder) -> std::result::Result<Scene, FilesError> {
 /// All layers below the writable one as one directory.
 fn base(lower: &LowerOrder) -> Result<Option<OwnedFd>> {
     let names = match lower {
-        LowerOrder::Blobs { blobs, points } => rootfs::mount_layers(blobs, points)?,
+        LowerOrder::Blobs { blobs, points } => rootfs::mount_layers(blobs, points, None)?,
         LowerOrder::Directories(paths) => {
             let parent = paths.first().and_then(|path| path.parent());
             if let Some(parent) = parent {

@@ -10,6 +10,7 @@ mod files;
 mod limits;
 mod lookup;
 mod payload;
+mod remap;
 mod rootfs;
 mod seccomp;
 mod user;
@@ -26,6 +27,7 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::wire::{self, Order, Report};
 
+pub use remap::mappings;
 pub use rootfs::mount_image;
 
 /// The first argument that makes the binary a helper.

@@ -25,6 +25,7 @@ use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process, Spec};
 use rustix::process::{Gid, Uid};
 
 use super::lookup;
+use super::remap::Entry;
 use crate::wire::{self, Report};
 
 /// The payload of one process.
@@ -35,6 +36,8 @@ pub struct Payload {
     seccomp: Option<LinuxSeccomp>,
     no_new_privileges: bool,
     uid: u32,
+    /// Into which user namespace it still has to go.
+    entry: Option<Rc<Entry>>,
     found: Rc<RefCell<Option<PathBuf>>>,
 }
 
@@ -74,12 +77,22 @@ impl Payload {
             seccomp,
             no_new_privileges,
             uid: process.user().uid(),
+            entry: None,
             found: Rc::default(),
         })
     }
 
+    /// The same, in a user namespace that libcontainer does not enter.
+    pub fn entering(mut self, entry: Option<Entry>) -> Self {
+        self.entry = entry.map(Rc::new);
+        self
+    }
+
     fn prepare(&self, process: &Process) -> Result<()> {
-        self.own_streams();
+        match &self.entry {
+            Some(entry) => entry.enter()?,
+            None => self.own_streams(),
+        }
         // A filter needs CAP_SYS_ADMIN or no_new_privs; with the latter it comes last, so
         // that it need not allow what the rest of this does.
         if !self.no_new_privileges {

@@ -12,10 +12,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_isolation::{ErrorKind, IsolationError, Result};
+use bulkhead_userns::Mappings;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags};
 
+use super::remap::Remap;
 use crate::layout::Layout;
 
 /// A mounted overlay; unmounted when it is dropped before [`Mounted::keep`].
@@ -46,8 +48,17 @@ fn detach(path: &Path) {
     }
 }
 
-/// Mounts `layers`, the lowest first, under the writable layer, at the bundle's root.
-pub fn mount(layout: &Layout, layers: &[PathBuf], writable: &Path) -> Result<Mounted> {
+/// The mount point of the writable layer where its IDs are mapped.
+const WRITABLE: &str = "writable";
+
+/// Mounts `layers`, the lowest first, under the writable layer, at the bundle's root. What is on
+/// disk belongs to the container's IDs, whether they are mapped or not.
+pub fn mount(
+    layout: &Layout,
+    layers: &[PathBuf],
+    writable: &Path,
+    remap: Option<&Remap>,
+) -> Result<Mounted> {
     let root = layout.rootfs();
     let fail = |what: String| move |error: io::Error| IsolationError::other(what, error);
     for directory in ["upper", "work"] {
@@ -62,10 +73,10 @@ pub fn mount(layout: &Layout, layers: &[PathBuf], writable: &Path) -> Result<Mou
     make_directory(&layout.layers())?;
     std::env::set_current_dir(layout.layers())
         .map_err(fail(format!("enter {}", layout.layers().display())))?;
-    let mounted = mount_all(layers, writable, &root);
+    let mounted = mount_all(layers, writable, &root, remap);
     // Whatever is in there now; the overlay holds on to what it uses.
-    for index in 0..layers.len() {
-        let name = index.to_string();
+    let names = (0..layers.len()).map(|index| index.to_string());
+    for name in names.chain(remap.map(|_| WRITABLE.to_owned())) {
         match rustix::mount::unmount(name.as_str(), UnmountFlags::DETACH) {
             // Those after one that failed.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
@@ -86,14 +97,20 @@ pub fn mount(layout: &Layout, layers: &[PathBuf], writable: &Path) -> Result<Mou
 }
 
 /// Mounts `layers`, the lowest first, for reading only, below the directory `scratch`; gives
-/// where. They stay until the mount namespace ends. For a process with a single thread, whose
+/// where. With `mappings`, what is in them belongs to the IDs of the host that the layers' stand
+/// for. They stay until the mount namespace ends. For a process with a single thread, whose
 /// working directory changes.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn mount_image(layers: &[PathBuf], scratch: &Path) -> Result<PathBuf> {
+pub fn mount_image(
+    layers: &[PathBuf],
+    scratch: &Path,
+    mappings: Option<&Mappings>,
+) -> Result<PathBuf> {
     let root = scratch.join("root");
-    let mut names = mount_layers(layers, scratch)?;
+    let remap = mappings.map(Remap::fresh).transpose()?;
+    let mut names = mount_layers(layers, scratch, remap.as_ref())?;
     // Without a writable layer, an overlay wants at least two others.
     while names.len() < 2 {
         let empty = format!("none{}", names.len());
@@ -106,7 +123,11 @@ pub fn mount_image(layers: &[PathBuf], scratch: &Path) -> Result<PathBuf> {
 
 /// Mounts layer blobs, the lowest first, each in a directory of its own in `points`; their
 /// names. They stay mounted.
-pub fn mount_layers(blobs: &[PathBuf], points: &Path) -> Result<Vec<String>> {
+pub fn mount_layers(
+    blobs: &[PathBuf],
+    points: &Path,
+    remap: Option<&Remap>,
+) -> Result<Vec<String>> {
     std::env::set_current_dir(points)
         .map_err(|error| IsolationError::other(format!("enter {}", points.display()), error))?;
     let mut names = Vec::with_capacity(blobs.len());
@@ -114,6 +135,13 @@ pub fn mount_layers(blobs: &[PathBuf], points: &Path) -> Result<Vec<String>> {
         let point = index.to_string();
         make_directory(Path::new(&point))?;
         mount_blob(blob, &point)?;
+        if let Some(remap) = remap {
+            let mapped = mapped_copy(Path::new(&point), remap)?;
+            // In its place, so that there is one mount to detach.
+            rustix::mount::unmount(point.as_str(), UnmountFlags::DETACH)
+                .map_err(|error| IsolationError::other("detach a layer", error))?;
+            attach(&mapped, &point)?;
+        }
         names.push(point);
     }
     Ok(names)
@@ -140,10 +168,26 @@ fn make_directory(path: &Path) -> Result<()> {
     }
 }
 
-fn mount_all(layers: &[PathBuf], writable: &Path, root: &Path) -> Result<()> {
+fn mapped_copy(path: &Path, remap: &Remap) -> Result<OwnedFd> {
+    bulkhead_userns::mapped_copy(path, remap.namespace())
+        .map_err(|error| IsolationError::other(format!("map the IDs of {}", path.display()), error))
+}
+
+fn attach(mount: &OwnedFd, point: &str) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", CWD, point, flags)
+        .map_err(|error| IsolationError::other("mount with mapped IDs", error))
+}
+
+fn mount_all(
+    layers: &[PathBuf],
+    writable: &Path,
+    root: &Path,
+    remap: Option<&Remap>,
+) -> Result<()> {
     let points = std::env::current_dir()
         .map_err(|error| IsolationError::other("find the layers' directory", error))?;
-    mount_layers(layers, &points)?;
+    mount_layers(layers, &points, remap)?;
     // Overlayfs wants at least one lower directory, and names the highest first. The names
     // are relative to the current directory, because all must fit in one page.
     let lower = if layers.is_empty() {
@@ -157,7 +201,15 @@ fn mount_all(layers: &[PathBuf], writable: &Path, root: &Path) -> Result<()> {
         names.join(":")
     };
     // By descriptor: a path might contain what the option syntax gives a meaning to.
-    let directory = open_directory(writable)?;
+    let directory = match remap {
+        None => open_directory(writable)?,
+        Some(remap) => {
+            let mapped = mapped_copy(writable, remap)?;
+            make_directory(Path::new(WRITABLE))?;
+            attach(&mapped, WRITABLE)?;
+            open_directory(Path::new(WRITABLE))?
+        }
+    };
     let writable_fd = directory.as_raw_fd();
     // Whole files and directories: the writable layer is read by itself for a commit.
     let options = format!(
@@ -166,6 +218,8 @@ fn mount_all(layers: &[PathBuf], writable: &Path, root: &Path) -> Result<()> {
     );
     let options =
         CString::new(options).map_err(|error| IsolationError::other("name the layers", error))?;
+    // The overlay makes files of its own with the IDs of who mounts it.
+    let _scope = remap.map(Remap::as_root).transpose()?;
     rustix::mount::mount("overlay", root, "overlay", MountFlags::empty(), &*options).map_err(
         |error| match error {
             Errno::NODEV => IsolationError::new(

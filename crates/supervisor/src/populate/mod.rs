@@ -44,7 +44,11 @@ pub fn run() -> Result<(), IsolationError> {
     mounts::isolate().map_err(failed("make a mount namespace"))?;
     rustix::mount::mount("tmpfs", &order.scratch, "tmpfs", MountFlags::empty(), None)
         .map_err(|error| failed("mount a tmpfs")(error.into()))?;
-    let root = bulkhead_isolation_process::mount_image(&order.layers, &order.scratch)?;
+    let root = bulkhead_isolation_process::mount_image(
+        &order.layers,
+        &order.scratch,
+        order.mappings.as_ref(),
+    )?;
     let root = rustix::fs::open(
         &root,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,

@@ -98,6 +98,7 @@ pub(super) async fn info(State(state): State<AppState>) -> ApiResult<Json<Value>
     let images = state.images.list().await?.len();
     let security: Vec<&str> = [
         (facts.seccomp, "name=seccomp,profile=builtin"),
+        (config.userns.is_some(), "name=userns"),
         (facts.cgroup_version == 2, "name=cgroupns"),
     ]
     .iter()

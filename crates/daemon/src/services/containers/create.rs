@@ -110,6 +110,10 @@ impl Containers {
         warnings.extend(
             bulkhead_spec::validate(&config, &host_config, isolation, facts).map_err(invalid)?,
         );
+        let mappings = self.shared.mappings(isolation, &host_config);
+        if mappings.is_some() {
+            bulkhead_spec::check_user_namespace(&host_config).map_err(invalid)?;
+        }
         let attachments = super::network::attachments(&body, &host_config)?;
         for link in host_config.links.iter().flatten() {
             let name = link.split(':').next().unwrap_or_default();
@@ -137,7 +141,7 @@ impl Containers {
             .unwrap_or_default();
         let name = self.reserve(name, &id)?;
         let resolved = self
-            .resolve_mounts(&id, &config, &host_config, &image.layers)
+            .resolve_mounts(&id, &config, &host_config, &image.layers, mappings)
             .await;
         let resolved = match resolved {
             Ok(resolved) => resolved,

@@ -36,6 +36,11 @@ pub(super) fn generate(
     };
     std::fs::write(&files.hosts, hosts)?;
     std::fs::write(&files.resolv_conf, resolv_conf(record))?;
+    if let Some((uid, gid)) = files.owner {
+        for path in [&files.hostname, &files.hosts, &files.resolv_conf] {
+            std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+        }
+    }
     Ok(shared_with(files))
 }
 

@@ -2,7 +2,7 @@
 //! container:NAME`. They are looked up at each start, because the other one's processes are
 //! what names them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bulkhead_spec::HostMount;
@@ -24,6 +24,8 @@ pub(super) struct Joined {
     pub(super) mounts: Vec<HostMount>,
     /// The name of the one whose network it is in.
     pub(super) hostname: Option<String>,
+    /// The user namespace that it has to be in, to be in those of others.
+    pub(super) user: Option<PathBuf>,
 }
 
 impl Joined {
@@ -34,6 +36,7 @@ impl Joined {
     /// for one that does not share its IPC namespace.
     pub(super) fn find(shared: &Arc<Shared>, record: &Record) -> ApiResult<Self> {
         let mut joined = Self::default();
+        let mut others = Vec::new();
         let other = |mode: &Option<String>| {
             let mode = mode.as_deref()?;
             Some(mode.strip_prefix("container:")?.to_owned())
@@ -41,6 +44,7 @@ impl Joined {
         if let Some(reference) = other(&record.host_config.pid_mode) {
             let other = running(shared, &reference, "PID")?;
             joined.pid = Some(namespace_file(&other, "pid"));
+            others.push(other);
         }
         if let Some(reference) = other(&record.host_config.ipc_mode) {
             let other = running(shared, &reference, "IPC")?;
@@ -56,13 +60,52 @@ impl Joined {
             if !taken {
                 joined.mounts.push(shared_memory(&other));
             }
+            others.push(other);
         }
         if let Namespace::Of(reference) = network::namespace(&record.host_config) {
             let other = network::joined(shared, reference)?;
             joined.hostname = Some(other.hostname().to_owned());
+            others.push(other);
+        }
+        if shared.mappings_of(record).is_some() {
+            joined.user = common_user_namespace(&others)?;
         }
         Ok(joined)
     }
+}
+
+/// Whoever joins a namespace has to be in the user namespace that owns it.
+fn common_user_namespace(others: &[Record]) -> ApiResult<Option<PathBuf>> {
+    use std::os::unix::fs::MetadataExt;
+    let number = |path: &Path| {
+        let metadata = std::fs::metadata(path);
+        metadata.map(|metadata| metadata.ino()).map_err(|error| {
+            ApiError::conflict(format!("cannot join a container that ends: {error}"))
+        })
+    };
+    let host = number(Path::new("/proc/self/ns/user"))?;
+    let mut common: Option<(PathBuf, u64)> = None;
+    for other in others {
+        let path = namespace_file(other, "user");
+        let found = number(&path)?;
+        if found == host {
+            return Err(ApiError::conflict(format!(
+                "cannot join a namespace of container {}: it is in the host's user namespace, \
+                 and only a container with --userns=host can join it",
+                other.id
+            )));
+        }
+        match &common {
+            Some((_, first)) if *first != found => {
+                return Err(ApiError::conflict(
+                    "cannot join namespaces of containers in different user namespaces",
+                ));
+            }
+            Some(_) => {}
+            None => common = Some((path, found)),
+        }
+    }
+    Ok(common.map(|(path, _)| path))
 }
 
 /// Where shared memory is mounted.

@@ -1,15 +1,18 @@
 //! From a record to a running payload, and back: bundle, network namespace, supervisor,
 //! Create, waiting attaches, Start; release of all that after the end.
 
-use std::path::Path;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::http::StatusCode;
 use bulkhead_isolation::{ErrorKind, InjectedFile, IsolationError};
-use bulkhead_network::NetworkNamespace;
+use bulkhead_network::{NetworkNamespace, NetworkNamespaceError};
 use bulkhead_spec::{HostMount, SpecError, SpecInput};
 use bulkhead_task::bundle::Bundle;
 use bulkhead_task::options::TaskOptions;
+use bulkhead_userns::{Mappings, Owner};
 
 use super::actor::Actor;
 use super::joined::Joined;
@@ -64,7 +67,13 @@ async fn attempt(
         .await
         .map_err(LaunchFailure::other)?;
     let netns = network::namespace_path(shared, &actor.record).map_err(LaunchFailure::other)?;
+    if shared.mappings_of(&actor.record).is_some() {
+        // It may be older than the flag.
+        bulkhead_spec::check_user_namespace(&actor.record.host_config)
+            .map_err(|error| LaunchFailure::other(super::create::invalid(error)))?;
+    }
     let joined = Joined::find(shared, &actor.record).map_err(LaunchFailure::other)?;
+    let user_namespace = joined.user.clone();
     write_bundle(
         shared,
         &actor.record,
@@ -75,7 +84,7 @@ async fn attempt(
     )?;
     // The namespace's file is a mount that has to be there when the supervisor takes its copy
     // of the mounts.
-    let injected_files = prepare(actor, shared).await?;
+    let injected_files = prepare(actor, shared, user_namespace).await?;
     let record = &actor.record.clone();
     tracing::debug!(id = %record.id, "bundle, namespace and files are there");
     let task = match Task::launch(&binary, &shared.config.exec_root, &record.id).await {
@@ -169,6 +178,7 @@ pub(super) fn write_bundle(
         pid_namespace: joined.pid.as_deref(),
         ipc_namespace: joined.ipc.as_deref(),
         cgroups_path: Path::new(&cgroup),
+        mappings: shared.mappings_of(record),
         mounts: &mounts,
         facts: &shared.facts,
     })
@@ -195,13 +205,15 @@ pub(super) fn spec_error(error: SpecError) -> ApiError {
 async fn prepare(
     actor: &mut Actor,
     shared: &Arc<Shared>,
+    user_namespace: Option<PathBuf>,
 ) -> Result<Vec<InjectedFile>, LaunchFailure> {
     let record = actor.record.clone();
     match network::namespace(&record.host_config) {
         Namespace::Own => {
             let netns = shared.netns_path(&record.id);
+            let mappings = shared.mappings_of(&record).cloned();
             blocking(move || {
-                NetworkNamespace::create(&netns)
+                make_namespace(&netns, mappings.as_ref(), user_namespace.as_deref())
                     .map_err(|error| ApiError::internal("make network namespace", &error))
             })
             .await?;
@@ -232,6 +244,27 @@ async fn prepare(
             .map_err(|error| ApiError::internal("write files of the container", &error))
     })
     .await
+}
+
+/// A network namespace: the host's own, or one of the container's user namespace.
+fn make_namespace(
+    path: &Path,
+    mappings: Option<&Mappings>,
+    user_namespace: Option<&Path>,
+) -> Result<NetworkNamespace, NetworkNamespaceError> {
+    let Some(mappings) = mappings else {
+        return NetworkNamespace::create(path);
+    };
+    match user_namespace {
+        None => NetworkNamespace::create_of(path, Owner::New(mappings)),
+        Some(other) => {
+            let other = File::open(other).map_err(|source| NetworkNamespaceError::Create {
+                path: path.to_owned(),
+                source,
+            })?;
+            NetworkNamespace::create_of(path, Owner::Existing(other.as_fd()))
+        }
+    }
 }
 
 fn files_of(shared: &Arc<Shared>, record: &Record) -> Files {

@@ -32,9 +32,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bollard_stubs::models::HostConfig;
 use bulkhead_image::{ImageId, ImageStore, ImageUse};
 use bulkhead_network::{InterfaceCounters, NetworkNamespaceError};
 use bulkhead_spec::HostFacts;
+use bulkhead_task::options::IsolationKind;
+use bulkhead_userns::Mappings;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
@@ -313,6 +316,17 @@ impl Shared {
             .publish("container", action, &record.id, attributes);
     }
 
+    /// The IDs of the host that a container's are, where they are others.
+    fn mappings(&self, isolation: IsolationKind, host_config: &HostConfig) -> Option<&Mappings> {
+        let maps = isolation == IsolationKind::Process
+            && host_config.userns_mode.as_deref() != Some("host");
+        self.config.userns.as_ref().filter(|_| maps)
+    }
+
+    fn mappings_of(&self, record: &Record) -> Option<&Mappings> {
+        self.mappings(record.isolation, &record.host_config)
+    }
+
     /// The file of a container's network namespace.
     fn netns_path(&self, id: &str) -> PathBuf {
         netns_dir(&self.config).join(short(id))
@@ -347,6 +361,8 @@ pub struct Files {
     pub log: Option<PathBuf>,
     /// The writable layer.
     pub writable: PathBuf,
+    /// Whom those for the container are given to; nobody for root.
+    owner: Option<(u32, u32)>,
 }
 
 impl Containers {
@@ -359,6 +375,10 @@ impl Containers {
             hosts: dir.join("hosts"),
             log: (record.log_driver() != "none").then(|| self.shared.log_path(&record.id)),
             writable: dir.join("rw"),
+            owner: self
+                .shared
+                .mappings_of(record)
+                .and_then(|mappings| mappings.root().ok()),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bollard_stubs::models::{ContainerConfig, HostConfig};
 use bulkhead_spec::{HostMount, MountOrigin, MountRequest, MountSource};
 use bulkhead_task::options::{IMAGE_OPTION, SUBPATH_OPTION};
+use bulkhead_userns::Mappings;
 use serde::{Deserialize, Serialize};
 
 use super::model::Record;
@@ -78,10 +79,11 @@ impl Containers {
         config: &ContainerConfig,
         host_config: &HostConfig,
         layers: &[std::path::PathBuf],
+        mappings: Option<&Mappings>,
     ) -> ApiResult<Resolved> {
         let mut resolved = Resolved::default();
         let outcome = self
-            .resolve_into(&mut resolved, id, config, host_config, layers)
+            .resolve_into(&mut resolved, id, config, host_config, layers, mappings)
             .await;
         match outcome {
             Ok(()) => Ok(resolved),
@@ -99,6 +101,7 @@ impl Containers {
         config: &ContainerConfig,
         host_config: &HostConfig,
         layers: &[std::path::PathBuf],
+        mappings: Option<&Mappings>,
     ) -> ApiResult<()> {
         let requests =
             bulkhead_spec::requested_mounts(config, host_config).map_err(super::create::invalid)?;
@@ -150,7 +153,8 @@ impl Containers {
             resolved.mounts.push(mount);
         }
         let scratch = self.shared.config.exec_root.join(format!("populate-{id}"));
-        crate::services::volumes::fill(&self.shared.volumes, scratch, layers, &copies).await
+        crate::services::volumes::fill(&self.shared.volumes, scratch, layers, mappings, &copies)
+            .await
     }
 
     async fn resolve_one(
@@ -332,7 +336,8 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
             }
             (None, None) => {
                 if mount.create_source {
-                    make_source(&mount.source)?;
+                    let owner = shared.mappings_of(record).and_then(|one| one.root().ok());
+                    make_source(&mount.source, owner)?;
                 } else {
                     check_source(&mount.source)?;
                 }
@@ -366,22 +371,32 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
     Ok(out)
 }
 
-/// `-v` makes the directory that it names, as Docker does.
-fn make_source(path: &str) -> ApiResult<()> {
+/// `-v` makes the directory that it names, as Docker does, and those above it.
+fn make_source(path: &str, owner: Option<(u32, u32)>) -> ApiResult<()> {
     use std::os::unix::fs::DirBuilderExt;
     if std::fs::symlink_metadata(path).is_ok() {
         return Ok(());
     }
-    std::fs::DirBuilder::new()
+    let above = Path::new(path).ancestors();
+    let missing: Vec<&Path> = above
+        .take_while(|path| std::fs::symlink_metadata(path).is_err())
+        .collect();
+    let made = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
-        .create(path)
-        .map_err(|error| {
-            ApiError::internal(
-                format!("error while creating mount source path '{path}'"),
-                &error,
-            )
-        })
+        .create(path);
+    let given = made.and_then(|()| match owner {
+        None => Ok(()),
+        Some((uid, gid)) => missing
+            .iter()
+            .try_for_each(|path| std::os::unix::fs::lchown(path, Some(uid), Some(gid))),
+    });
+    given.map_err(|error| {
+        ApiError::internal(
+            format!("error while creating mount source path '{path}'"),
+            &error,
+        )
+    })
 }
 
 /// Tells that the volumes of a container are mounted.

@@ -35,6 +35,8 @@ pub struct Volumes {
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
+    /// Whom new ones are given to; nobody for root.
+    owner: Option<(u32, u32)>,
     store: Store,
     events: EventBus,
     /// Held while volumes are made, taken or removed; before `index`.
@@ -70,6 +72,7 @@ impl Volumes {
         Self {
             shared: Arc::new(Shared {
                 root: config.data_root.join("volumes"),
+                owner: config.container_root(),
                 store,
                 events,
                 changing: tokio::sync::Mutex::default(),
@@ -183,8 +186,13 @@ impl Volumes {
                     .recursive(true)
                     .mode(0o755)
                     .create(&data)
+            })
+            .and_then(|()| match self.shared.owner {
+                None => Ok(()),
+                Some((uid, gid)) => std::os::unix::fs::chown(&data, Some(uid), Some(gid)),
             });
         if let Err(error) = made {
+            let _ = std::fs::remove_dir(&data);
             let _ = std::fs::remove_dir(&directory);
             return Err(ApiError::internal(format!("create {name}"), &error));
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bulkhead_task::populate::{CopyOrder, CopyOutcome, PopulateOrder};
+use bulkhead_userns::Mappings;
 
 use super::{Backing, Volumes, local, recovery};
 use crate::error::{ApiError, ApiResult};
@@ -30,6 +31,7 @@ pub async fn fill(
     volumes: &Volumes,
     scratch: PathBuf,
     layers: &[PathBuf],
+    mappings: Option<&Mappings>,
     wanted: &[CopyUp],
 ) -> ApiResult<()> {
     // In the order of their names, so that two that fill the same ones never wait for each
@@ -58,6 +60,7 @@ pub async fn fill(
     let order = PopulateOrder {
         layers: layers.to_vec(),
         scratch,
+        mappings: mappings.cloned(),
         copies,
     };
     let binary = supervisor::find_binary()?;
