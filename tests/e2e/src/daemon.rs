@@ -169,8 +169,16 @@ impl Daemon {
 
     fn command(&self) -> Command {
         let base = self.base.path();
+        let behind = |program: PathBuf| match self.before.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         let mut command = if is_reference() {
-            let mut command = Command::new("dockerd");
+            let mut command = behind("dockerd".into());
             command.args([
                 "--bridge",
                 "none",
@@ -180,15 +188,7 @@ impl Daemon {
             ]);
             command
         } else {
-            let binary = binaries().join("bulkhead");
-            let mut command = match self.before.split_first() {
-                Some((first, rest)) => {
-                    let mut command = Command::new(first);
-                    command.args(rest).arg(binary);
-                    command
-                }
-                None => Command::new(binary),
-            };
+            let mut command = behind(binaries().join("bulkhead"));
             command.arg("daemon");
             let engine = std::env::var("BULKHEAD_E2E_VM_ENGINE");
             if !self.arguments.iter().any(|word| word == "--vm-engine") {

@@ -262,8 +262,8 @@ case!(the_daemons_own_flags, |cell| {
     for (arguments, word) in [
         (&["--exec-opt", "isolation=nonsense"][..], "nonsense"),
         (
-            &["--userns-remap", "default"],
-            "cannot use --userns-remap default",
+            &["--userns-remap", "nobodyhere"],
+            "cannot use --userns-remap nobodyhere",
         ),
         (&["--vm-engine", "nonsense"], "nonsense"),
         (&["-H", "nonsense://x"], "nonsense"),

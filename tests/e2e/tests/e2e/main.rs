@@ -31,4 +31,5 @@ mod shares;
 mod streams;
 mod terminal;
 mod testcontainers;
+mod userns;
 mod volumes;
