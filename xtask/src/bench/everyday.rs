@@ -4,14 +4,16 @@ use std::fs::File;
 use std::io::Write;
 use std::process::Stdio;
 
+use anyhow::bail;
+
 use super::daemons::Daemon;
 use super::measure::Contest;
 use super::{Bench, quiet};
 
 /// Containers of the list.
 const LISTED: u32 = 200;
-/// Bytes of the log: lines of 100.
-const LOG_LINES: u32 = 1_000_000;
+/// Lines of the log, each of 100 bytes.
+const LOG_LINES: usize = 1_000_000;
 /// MiB of the file that is copied.
 const COPIED_MIB: u32 = 1024;
 
@@ -74,12 +76,16 @@ fn copies(
 fn logs(bench: &Bench, sides: &[super::traffic::Side<'_>]) -> anyhow::Result<()> {
     let mut written = Vec::new();
     for side in sides {
-        let script = format!("seq -f %099.0f {LOG_LINES}");
+        let script = format!("yes {} | head -n {LOG_LINES}", "x".repeat(99));
         let mut words: Vec<String> = ["run", "-d"].map(str::to_owned).to_vec();
         words.extend(side.flags.split_whitespace().map(str::to_owned));
         words.extend(["busybox", "sh", "-c", &script].map(str::to_owned));
         let id = side.daemon.docker_output(&words)?;
         side.daemon.run(&format!("wait {id}"))?;
+        let kept = side.daemon.run(&format!("logs {id}"))?.len();
+        if kept + 1 != LOG_LINES * 100 {
+            bail!("{}: {kept} bytes of log", side.name);
+        }
         written.push(id);
     }
     let mut contest = Contest::new("logs of 100 MB");
