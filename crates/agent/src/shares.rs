@@ -2,18 +2,21 @@
 //! over a stream, and so do connections to sockets that stand for the host's.
 //!
 //! The agent only carries. It must never itself wait for a share: whoever looks into one is
-//! a process of the container, or a thread of the agent that may block.
+//! a process of the container, or a thread of the agent that may block. One such thread for
+//! each share makes the kernel see what the host changes, if it does; what that one asks the
+//! agent answers itself.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use bulkhead_agent_protocol::{
     ListenShare, MAX_SHARE_MESSAGE, MAX_SHARES, Stream, share_path, socket_path,
 };
+use bulkhead_share::{Carried, Event, Replay};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -25,6 +28,10 @@ use tokio::net::{UnixListener, UnixStream};
 const SHORTEST: usize = 16;
 /// Copied at a time to and from a connection.
 const BUFFER: usize = 16 << 10;
+/// Events that wait to be seen; further ones are lost.
+const MAX_EVENTS: usize = 4096;
+/// The stack of the thread that makes them seen.
+const STACK: usize = 256 << 10;
 
 /// A share could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -87,11 +94,15 @@ impl Shares {
         let data = std::ffi::CString::new(data).map_err(failed("name a share"))?;
         rustix::mount::mount("share", &path, "fuse", MountFlags::empty(), &*data)
             .map_err(failed("mount a share"))?;
-        self.table().mounted.push(path);
+        self.table().mounted.push(path.clone());
         // SAFETY: an OwnedFd keeps its descriptor open, under the same number, for as long
         // as it lives, and nothing takes it out.
         let device = unsafe { AsyncFd::register(device) }.map_err(failed("watch a share"))?;
-        Ok(Device { device })
+        Ok(Device {
+            device,
+            path,
+            replay: Arc::default(),
+        })
     }
 
     /// Makes a socket that stands for one of the host's.
@@ -149,6 +160,9 @@ impl Shares {
 #[derive(Debug)]
 pub struct Device {
     device: AsyncFd<OwnedFd>,
+    /// Where the share is mounted.
+    path: PathBuf,
+    replay: Arc<Replay>,
 }
 
 impl Device {
@@ -184,13 +198,22 @@ impl Device {
                     continue;
                 }
             };
-            host.write_all(buffer.get(..length).unwrap_or_default())
-                .await?;
+            let request = buffer.get(..length).unwrap_or_default();
+            match self.replay.request(request) {
+                Carried::On => host.write_all(request).await?,
+                Carried::Instead(request) => host.write_all(&request).await?,
+                Carried::Back(reply) => {
+                    if !self.reply(&reply) {
+                        return Ok(());
+                    }
+                }
+            }
         }
     }
 
     async fn carry_replies(&self, mut host: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut message = Vec::new();
+        let mut events = None;
         loop {
             let mut prefix = [0; 4];
             host.read_exact(&mut prefix).await?;
@@ -203,13 +226,44 @@ impl Device {
             let (head, rest) = message.split_at_mut(prefix.len());
             head.copy_from_slice(&prefix);
             host.read_exact(rest).await?;
-            match rustix::io::write(self.device.get_ref(), &message) {
-                Ok(_) => {}
-                Err(Errno::NODEV) => return Ok(()),
-                // Nobody waits for it any more, or the kernel does not like it.
-                Err(error) => tracing::debug!(%error, "a reply of the host is not taken"),
+            if Event::is_unasked(&message) {
+                if let Some(event) = Event::decode(&message) {
+                    let events = match &events {
+                        Some(events) => events,
+                        None => events.insert(self.start_replay()?),
+                    };
+                    // Without room for it, it is lost.
+                    let _ = events.try_send(event);
+                }
+            } else if !self.reply(&message) {
+                return Ok(());
             }
         }
+    }
+
+    /// Gives the kernel an answer. `false` when the share was unmounted.
+    fn reply(&self, message: &[u8]) -> bool {
+        match rustix::io::write(self.device.get_ref(), message) {
+            Ok(_) => true,
+            Err(Errno::NODEV) => false,
+            // Nobody waits for it any more, or the kernel does not like it.
+            Err(error) => {
+                tracing::debug!(%error, "a reply is not taken");
+                true
+            }
+        }
+    }
+
+    /// Starts the thread that makes the kernel see events; it ends when the sender is
+    /// dropped.
+    fn start_replay(&self) -> io::Result<mpsc::SyncSender<Event>> {
+        let (sender, events) = mpsc::sync_channel(MAX_EVENTS);
+        let (replay, path) = (Arc::clone(&self.replay), self.path.clone());
+        std::thread::Builder::new()
+            .name("events".to_owned())
+            .stack_size(STACK)
+            .spawn(move || replay.run(&path, &events))?;
+        Ok(sender)
     }
 }
 

@@ -132,6 +132,7 @@ impl SharePlan {
                     read_only: options.read_only,
                     recursive: options.recursive,
                     follow_mounts: options.follow_mounts,
+                    events: true,
                 },
             ));
         }

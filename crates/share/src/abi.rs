@@ -168,6 +168,8 @@ pub struct Header {
     pub uid: u32,
     /// The asker's group for files.
     pub gid: u32,
+    /// The asking thread, as the guest numbers it.
+    pub process: u32,
 }
 
 /// A message that is not one.
@@ -275,8 +277,8 @@ impl<'a> Input<'a> {
             node: self.u64()?,
             uid: self.u32()?,
             gid: self.u32()?,
+            process: self.u32()?,
         };
-        let _process = self.u32()?;
         let _extensions = self.u32()?;
         Ok(header)
     }
@@ -302,6 +304,11 @@ impl Output {
     /// The reply to one that did not.
     pub fn error(unique: u64, error: Errno) -> Self {
         Self::with(unique, -error.raw_os_error(), 0)
+    }
+
+    /// A message that nobody asked for.
+    pub fn unasked(code: i32) -> Self {
+        Self::with(0, code, 256)
     }
 
     fn with(unique: u64, error: i32, room: usize) -> Self {

@@ -12,13 +12,18 @@
 //! Whether a share can be written is decided here, by its mount.
 
 pub mod abi;
+mod event;
 mod frame;
 pub mod jail;
 mod mailbox;
+mod replay;
 pub mod server;
+mod watched;
 
+pub use event::{Entry, Event, what};
 pub use frame::{FrameError, MAX_FRAME, read_frame, write_frame};
 pub use mailbox::serve;
+pub use replay::{Carried, Replay};
 
 use std::path::PathBuf;
 
@@ -39,4 +44,6 @@ pub struct ShareConfig {
     pub recursive: bool,
     /// Whether mounts that the host makes below the source later on become part of it.
     pub follow_mounts: bool,
+    /// Whether the guest is told what others change in it ([`Event`]).
+    pub events: bool,
 }

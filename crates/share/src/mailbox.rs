@@ -1,11 +1,16 @@
 //! FUSE messages over a socket, answered by a few threads.
 //!
 //! Memory is bounded: so many requests wait, each no longer than a write with its headers,
-//! and whoever sends more waits in the socket.
+//! and whoever sends more waits in the socket. One more thread tells the guest what others
+//! change; it sleeps until somebody does.
 
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 
 use crate::abi::{IN_HEADER, MAX_REQUEST};
 use crate::server::Server;
@@ -15,6 +20,10 @@ const WORKERS: usize = 4;
 /// Requests that wait to be.
 const WAITING: usize = 16;
 const BUFFER: usize = 64 << 10;
+/// How long changes are left to pile up: the kernel makes one of those that are alike, and
+/// a guest that writes, whose own changes are among them, is not slowed down by a thread
+/// that wakes up for each.
+const PILE: Duration = Duration::from_millis(10);
 
 /// Answers messages until the other side closes the socket. `confine` runs when all threads
 /// exist and before the first message is read.
@@ -36,6 +45,13 @@ pub fn serve(
         let server = Arc::clone(&server);
         workers.push(std::thread::Builder::new().spawn(move || {
             work(&server, &requests, &replies);
+        })?);
+    }
+    if server.events_from().is_some() {
+        let (server, replies) = (Arc::clone(&server), Arc::clone(&replies));
+        let socket = socket.try_clone()?;
+        workers.push(std::thread::Builder::new().spawn(move || {
+            tell(&server, &socket, &replies);
         })?);
     }
     confine(&socket)?;
@@ -74,6 +90,46 @@ fn work(server: &Server, requests: &Mutex<mpsc::Receiver<Vec<u8>>>, replies: &Mu
         let mut socket = replies.lock().unwrap_or_else(PoisonError::into_inner);
         if socket.write_all(&reply).is_err() {
             return;
+        }
+    }
+}
+
+/// Tells the guest of events until the socket is shut down.
+fn tell(server: &Server, socket: &UnixStream, replies: &Mutex<UnixStream>) {
+    let Some(events) = server.events_from() else {
+        return;
+    };
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        // Of the socket only its end is of interest, which comes unasked.
+        let mut ready = [
+            PollFd::new(&events, PollFlags::IN),
+            PollFd::new(socket, PollFlags::empty()),
+        ];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+        }
+        let [_, ended] = ready;
+        if !ended.revents().is_empty() {
+            return;
+        }
+        std::thread::sleep(PILE);
+        loop {
+            let read = match rustix::io::read(events, buffer.as_mut_slice()) {
+                Ok(read) if read > 0 => read,
+                Err(Errno::INTR) => continue,
+                _ => break,
+            };
+            let messages = server.events(buffer.get(..read).unwrap_or_default());
+            if messages.is_empty() {
+                continue;
+            }
+            let mut socket = replies.lock().unwrap_or_else(PoisonError::into_inner);
+            if socket.write_all(&messages).is_err() {
+                return;
+            }
         }
     }
 }

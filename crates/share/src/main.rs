@@ -77,6 +77,7 @@ fn prepare(config: &ShareConfig) -> Result<Server, Failure> {
     Ok(Server::new(
         root,
         config.read_only,
+        config.events,
         Limits::within(descriptors),
     )?)
 }

@@ -28,13 +28,14 @@ impl Server {
     pub(super) fn look_up(&self, asked: &mut Asked<'_>) -> Answer {
         let name = asked.input.name()?;
         let found = self.nodes.look_up(asked.header.node, name)?;
+        self.watch(&found);
         entry(asked, &found)
     }
 
     pub(super) fn forget(&self, asked: &mut Asked<'_>) -> Answer {
         // Nobody waits for an answer, not even to a message that is cut short.
         if let Ok(lookups) = asked.input.u64() {
-            self.nodes.forget(asked.header.node, lookups);
+            self.forget_node(asked.header.node, lookups);
         }
         Ok(None)
     }
@@ -46,7 +47,7 @@ impl Server {
             let (Ok(node), Ok(lookups)) = (input.u64(), input.u64()) else {
                 break;
             };
-            self.nodes.forget(node, lookups);
+            self.forget_node(node, lookups);
         }
         Ok(None)
     }
@@ -109,6 +110,7 @@ impl Server {
             rustix::fs::mkdirat(&*directory, name, permissions(mode))?;
         }
         let found = self.nodes.look_up(asked.header.node, name)?;
+        self.watch(&found);
         entry(asked, &found)
     }
 

@@ -100,7 +100,9 @@ impl Server {
             }
             Err(error) => return Err(error),
         };
-        let handle = handle.inspect_err(|_| self.nodes.forget(found.node, 1))?;
+        let handle = handle.inspect_err(|_| {
+            self.forget_node(found.node, 1);
+        })?;
         let mut reply = Output::reply(asked.header.unique);
         reply.entry(found.node, &found.stat, found.inode);
         reply.u64(handle).u32(self.opened_flags()).u32(0);

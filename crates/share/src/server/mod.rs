@@ -12,6 +12,7 @@ mod files;
 mod handles;
 mod nodes;
 mod user;
+mod watches;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +20,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::abi::{Header, Input, MAJOR, MAX_IO, MINOR, OLDEST_MINOR, Opcode, Output, init};
+use crate::abi::{
+    Header, Input, MAJOR, MAX_IO, MINOR, OLDEST_MINOR, Opcode, Output, ROOT_ID, init,
+};
 use handles::Handles;
 use nodes::Nodes;
+use watches::Watches;
 
 /// Requests that the guest's kernel has under way on its own account (reading ahead, writing
 /// back), and how many of them it takes for congestion.
@@ -38,6 +42,8 @@ pub struct Limits {
     pub lookups: usize,
     /// Files and directories that the guest has open.
     pub handles: usize,
+    /// Directories that are watched for what others change; a descriptor for each.
+    pub watches: usize,
 }
 
 impl Limits {
@@ -45,10 +51,12 @@ impl Limits {
     pub fn within(descriptors: usize) -> Self {
         // The socket, the root and what an operation needs for a moment.
         let free = descriptors.saturating_sub(64);
+        let watches = (free / 8).min(1 << 13);
         let lookups = (free / 2).min(1 << 16);
         Self {
             lookups,
-            handles: (free - lookups).min(1 << 20),
+            handles: (free - lookups - watches).min(1 << 20),
+            watches,
         }
     }
 }
@@ -58,6 +66,8 @@ impl Limits {
 pub struct Server {
     nodes: Nodes,
     handles: Handles,
+    /// `None` when the guest is told nothing, or the kernel lets us watch nothing.
+    watches: Option<Watches>,
     read_only: bool,
     /// Whether the guest can map files that it does not cache.
     direct: AtomicBool,
@@ -73,12 +83,26 @@ struct Asked<'a> {
 type Answer = Result<Option<Output>, Errno>;
 
 impl Server {
-    /// Serves the directory `root`.
+    /// Serves the directory `root`; `events` says whether the guest is told what others
+    /// change.
     ///
     /// # Errors
     /// That it cannot be looked at.
-    pub fn new(root: OwnedFd, read_only: bool, limits: Limits) -> Result<Self, Errno> {
+    pub fn new(
+        root: OwnedFd,
+        read_only: bool,
+        events: bool,
+        limits: Limits,
+    ) -> Result<Self, Errno> {
+        let watches = if events {
+            Watches::new(limits.watches)
+                .inspect_err(|error| eprintln!("bulkhead-share: no events: {error}"))
+                .ok()
+        } else {
+            None
+        };
         Ok(Self {
+            watches,
             nodes: Nodes::new(root, limits.lookups)?,
             handles: Handles::new(limits.handles),
             read_only,
@@ -176,6 +200,9 @@ impl Server {
             asked.input.u32()? & init::MORE_DIRECT_IO_ALLOW_MMAP
         };
         self.direct.store(more != 0, Ordering::Relaxed);
+        if let Ok(root) = self.nodes.attributes(ROOT_ID) {
+            self.watch(&root);
+        }
         let pages = u16::try_from(MAX_IO / PAGE).map_err(|_| Errno::INVAL)?;
         let longest = u32::try_from(MAX_IO).map_err(|_| Errno::INVAL)?;
         reply

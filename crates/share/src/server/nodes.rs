@@ -89,6 +89,8 @@ pub struct Found {
     pub stat: Statx,
     /// The number that the guest sees.
     pub inode: u64,
+    /// Whether it is mounted where it was found.
+    pub mounted: bool,
 }
 
 impl Nodes {
@@ -192,6 +194,8 @@ impl Nodes {
         let key = Key::of(&stat);
         let mut table = self.table();
         let inode = table.visible_inode(&key);
+        let above = place.as_ref().and_then(|at| table.nodes.get(&at.parent));
+        let mounted = above.is_some_and(|above| above.key.mount != key.mount);
         if let Some(id) = table.by_key.get(&key).copied()
             && let Some(node) = table.nodes.get_mut(&id)
         {
@@ -209,6 +213,7 @@ impl Nodes {
                     node: id,
                     stat,
                     inode,
+                    mounted,
                 });
             }
             // Another file has the number now; the node of the old one leads nowhere.
@@ -236,6 +241,7 @@ impl Nodes {
             node: id,
             stat,
             inode,
+            mounted,
         })
     }
 
@@ -255,7 +261,12 @@ impl Nodes {
     pub fn describe(&self, node: u64, descriptor: impl AsFd) -> Result<Found, Errno> {
         let stat = stat(descriptor)?;
         let inode = self.table().visible_inode(&Key::of(&stat));
-        Ok(Found { node, stat, inode })
+        Ok(Found {
+            node,
+            stat,
+            inode,
+            mounted: false,
+        })
     }
 
     /// The number that the guest sees for an entry of a directory on the filesystem of
@@ -272,21 +283,22 @@ impl Nodes {
         self.table().by_key.get(&key) == Some(&ROOT_ID)
     }
 
-    /// The guest has forgotten that many lookups of a node. Too many are no harm.
-    pub fn forget(&self, id: u64, lookups: u64) {
+    /// The guest has forgotten that many lookups of a node. Too many are no harm. Says
+    /// whether these were the last.
+    pub fn forget(&self, id: u64, lookups: u64) -> bool {
         if id == ROOT_ID {
-            return;
+            return false;
         }
         let mut table = self.table();
         let Some(node) = table.nodes.get_mut(&id) else {
-            return;
+            return false;
         };
         node.lookups = node.lookups.saturating_sub(lookups);
         if node.lookups > 0 {
-            return;
+            return false;
         }
         let Some(node) = table.nodes.remove(&id) else {
-            return;
+            return false;
         };
         if node.descriptor.is_some() {
             table.descriptors -= 1;
@@ -295,6 +307,21 @@ impl Nodes {
             table.by_key.remove(&node.key);
         }
         table.tidy();
+        true
+    }
+
+    /// Where a node was last seen: its directory, and its name there.
+    pub fn place(&self, id: u64) -> Option<(u64, Vec<u8>)> {
+        let table = self.table();
+        let place = table.nodes.get(&id)?.place.as_ref()?;
+        Some((place.parent, place.name.to_vec()))
+    }
+
+    /// What an entry of a directory is now, if it is there.
+    pub fn entry(&self, directory: &OwnedFd, name: &[u8]) -> Option<(Statx, u64)> {
+        let stat = stat_entry(directory, name).ok()?;
+        let inode = self.table().visible_inode(&Key::of(&stat));
+        Some((stat, inode))
     }
 
     /// Before an entry's name goes or changes: makes sure that its node, if the guest knows

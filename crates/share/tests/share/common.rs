@@ -25,6 +25,7 @@ pub fn config(source: &Path) -> ShareConfig {
         read_only: false,
         recursive: true,
         follow_mounts: false,
+        events: true,
     }
 }
 
@@ -63,8 +64,18 @@ impl Jail {
         self.unique
     }
 
-    /// Receives a reply: unique number, error, payload.
+    /// Receives a reply: unique number, error, payload. What was not asked for is passed over.
     pub fn receive(&mut self) -> (u64, i32, Vec<u8>) {
+        loop {
+            let message = self.message();
+            if message.0 != 0 {
+                return message;
+            }
+        }
+    }
+
+    /// Receives whatever comes.
+    pub fn message(&mut self) -> (u64, i32, Vec<u8>) {
         let mut head = [0; OUT_HEADER];
         self.socket.read_exact(&mut head).unwrap();
         let length = u32::from_ne_bytes(head[..4].try_into().unwrap());
@@ -87,6 +98,21 @@ impl Jail {
         body.push(0);
         let reply = self.call(Opcode::Lookup, node, &body)?;
         Ok(u64::from_ne_bytes(reply[..8].try_into().unwrap()))
+    }
+
+    /// The process that serves, which is the started one's child.
+    pub fn inner(&self) -> u32 {
+        let outer = self.process.id().to_string();
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .find(|pid| {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+                let stat = stat.unwrap_or_default();
+                let parent = stat.rsplit(") ").next().unwrap_or_default();
+                parent.split(' ').nth(1) == Some(&outer)
+            })
+            .unwrap()
     }
 
     /// The socket is closed; the server ends by itself.

@@ -522,16 +522,7 @@ fn nonsense_is_answered_and_changes_nothing_outside() {
 #[test]
 fn the_jail_holds_nothing_but_the_share() {
     let Some(scene) = scene() else { return };
-    let outer = scene.jail.process.id();
-    let inner = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .find(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let parent = stat.rsplit(") ").next().unwrap_or_default();
-            parent.split(' ').nth(1) == Some(&outer.to_string())
-        })
-        .unwrap();
+    let inner = scene.jail.inner();
     let file = |name: &str| fs::read_to_string(format!("/proc/{inner}/{name}")).unwrap();
     let status = file("status");
     let field = |name: &str| {
@@ -561,14 +552,21 @@ fn the_jail_holds_nothing_but_the_share() {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
         assert_ne!(of(&inner.to_string()), of("self"), "{namespace}");
     }
-    // Its socket, its streams, the share's root and its own descriptors.
+    // Its socket, its streams, the share's root, its own descriptors and what others change.
     let open: Vec<_> = fs::read_dir(format!("/proc/{inner}/fd"))
         .unwrap()
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap())
         .collect();
     for target in &open {
         let target = target.to_string_lossy();
-        let ours = ["socket:", "pipe:", "/dev/", "/", "/self/fd"];
+        let ours = [
+            "socket:",
+            "pipe:",
+            "/dev/",
+            "/",
+            "/self/fd",
+            "anon_inode:[fanotify]",
+        ];
         assert!(
             ours.iter().any(|known| target.starts_with(known)),
             "{target}"
@@ -579,4 +577,48 @@ fn the_jail_holds_nothing_but_the_share() {
     let unused: OwnedFd = jail.socket.try_clone().unwrap().into();
     drop(unused);
     jail.end();
+}
+
+#[test]
+fn so_many_directories_are_watched_and_no_more() {
+    const MOST: usize = 8192;
+    let Some(mut scene) = scene() else { return };
+    let share = scene.directory.path().join("share");
+    let inner = scene.jail.inner();
+    let watched = || {
+        let infos = fs::read_dir(format!("/proc/{inner}/fdinfo")).unwrap();
+        infos
+            .filter_map(|info| fs::read_to_string(info.ok()?.path()).ok())
+            .flat_map(|info| info.lines().map(str::to_owned).collect::<Vec<_>>())
+            .filter(|line| line.starts_with("fanotify ino:"))
+            .count()
+    };
+    assert_eq!(watched(), 1);
+    let mut nodes = Vec::new();
+    for number in 0..MOST + 200 {
+        let name = format!("n{number}");
+        fs::create_dir(share.join(&name)).unwrap();
+        nodes.push(scene.jail.look_up(ROOT_ID, name.as_bytes()).unwrap());
+    }
+    let most = watched();
+    assert!((2..=MOST).contains(&most), "{most}");
+    // The last one is among them.
+    let last = share.join(format!("n{}", MOST + 199));
+    fs::write(last.join("told"), "x").unwrap();
+    let told = loop {
+        let (unique, _, payload) = scene.jail.message();
+        if unique == 0 && payload.windows(4).any(|part| part == b"told") {
+            break payload;
+        }
+    };
+    assert!(told.len() < 256);
+    for node in &nodes {
+        scene
+            .jail
+            .send(Opcode::Forget.number(), *node, &numbers(&[1]));
+    }
+    // What is asked now is answered after it.
+    while watched() > 1 {
+        scene.jail.look_up(ROOT_ID, b"relative").unwrap();
+    }
 }

@@ -9,28 +9,30 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use crate::common::{Jail, config, possible};
 use bulkhead_share::abi::MAX_REQUEST;
-use bulkhead_share::{FILE_ENTRY, ShareConfig};
+use bulkhead_share::{Carried, Event, FILE_ENTRY, Replay, ShareConfig};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 /// A share that is mounted here, until it is dropped.
-struct Mounted {
+pub struct Mounted {
     _directory: tempfile::TempDir,
     /// On the host.
-    source: PathBuf,
+    pub source: PathBuf,
     /// By way of the share.
-    share: PathBuf,
+    pub share: PathBuf,
     jail: Option<Jail>,
+    replay: Option<JoinHandle<()>>,
 }
 
 impl Mounted {
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         Self::with(|_| {})
     }
 
-    fn with(change: impl FnOnce(&mut ShareConfig)) -> Option<Self> {
+    pub fn with(change: impl FnOnce(&mut ShareConfig)) -> Option<Self> {
         if !possible() {
             return None;
         }
@@ -54,38 +56,58 @@ impl Mounted {
         ))
         .unwrap();
         rustix::mount::mount("share", &share, "fuse", MountFlags::empty(), &*data).unwrap();
-        pump(&device, &jail);
+        let replay = pump(&device, &jail, &share);
         Some(Self {
             _directory: directory,
             source,
             share,
             jail: Some(jail),
+            replay: Some(replay),
         })
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        rustix::mount::unmount(&self.share, UnmountFlags::DETACH).unwrap();
+        // Whoever waits for the share waits no longer; a thread that did would outlive us.
+        let flags = UnmountFlags::DETACH | UnmountFlags::FORCE;
+        rustix::mount::unmount(&self.share, flags).unwrap();
         if let Some(mut jail) = self.jail.take() {
             let _ = jail.socket.shutdown(std::net::Shutdown::Both);
             jail.process.wait().unwrap();
+        }
+        if let Some(replay) = self.replay.take() {
+            replay.join().unwrap();
         }
     }
 }
 
 /// What the agent does.
-fn pump(device: &File, jail: &Jail) {
+fn pump(device: &File, jail: &Jail, share: &Path) -> JoinHandle<()> {
     let mut requests = device.try_clone().unwrap();
+    let mut answers = device.try_clone().unwrap();
     let mut to = jail.socket.try_clone().unwrap();
+    let replay = Arc::new(Replay::default());
+    let own = Arc::clone(&replay);
     std::thread::spawn(move || {
         let mut buffer = vec![0; MAX_REQUEST];
         while let Ok(length) = requests.read(&mut buffer) {
-            if to.write_all(&buffer[..length]).is_err() {
+            let carried = match own.request(&buffer[..length]) {
+                Carried::On => to.write_all(&buffer[..length]),
+                Carried::Instead(request) => to.write_all(&request),
+                Carried::Back(reply) => {
+                    let _ = answers.write(&reply);
+                    Ok(())
+                }
+            };
+            if carried.is_err() {
                 break;
             }
         }
     });
+    let (sender, events) = std::sync::mpsc::sync_channel(1024);
+    let root = share.to_owned();
+    let replaying = std::thread::spawn(move || replay.run(&root, &events));
     let mut replies = device.try_clone().unwrap();
     let mut from = jail.socket.try_clone().unwrap();
     from.set_read_timeout(None).unwrap();
@@ -100,10 +122,15 @@ fn pump(device: &File, jail: &Jail) {
             if from.read_exact(&mut message[4..]).is_err() {
                 return;
             }
+            if let Some(event) = Event::decode(&message) {
+                let _ = sender.try_send(event);
+                continue;
+            }
             // An answer that comes too late is not wanted any more.
             let _ = replies.write(&message);
         }
     });
+    replaying
 }
 
 fn text(path: impl AsRef<Path>) -> String {
