@@ -7,7 +7,8 @@
 //! `probe map FILE TEXT` — writes the start of a file through a shared mapping and prints
 //! what was there. `probe locks FILE` — whether locks on it exclude each other.
 //! `probe answer PORT TEXT` — answers every datagram with the text and the datagram's length.
-//! `probe ask ADDRESS` — sends a datagram until there is an answer, and prints that.
+//! `probe watch PATH…` — says `watching`, then a line for each event of inotify: the path,
+//! what happened, the name. `probe ask ADDRESS` — sends a datagram until there is an answer, and prints that.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -32,9 +33,10 @@ fn main() -> std::io::Result<()> {
         (Some("locks"), Some(file), _) => locks(&file),
         (Some("answer"), Some(port), Some(text)) => answer(&port, &text),
         (Some("ask"), Some(address), _) => ask(&address),
+        (Some("watch"), Some(_), _) => watch(arguments.get(1..).unwrap_or_default()),
         _ => Err(std::io::Error::other(
             "usage: probe walk DIR | eat MIB | connect SOCKET TEXT | map FILE TEXT | locks FILE \
-             | answer PORT TEXT | ask ADDRESS",
+             | answer PORT TEXT | ask ADDRESS | watch PATH…",
         )),
     }
 }
@@ -62,6 +64,43 @@ fn ask(address: &str) -> std::io::Result<()> {
         }
     }
     Err(last)
+}
+
+fn watch(paths: &[OsString]) -> std::io::Result<()> {
+    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+    let group = inotify::init(CreateFlags::CLOEXEC)?;
+    let flags = WatchFlags::MODIFY
+        | WatchFlags::ATTRIB
+        | WatchFlags::CREATE
+        | WatchFlags::DELETE
+        | WatchFlags::MOVE
+        | WatchFlags::CLOSE_WRITE;
+    let mut watched = std::collections::HashMap::new();
+    for path in paths {
+        let number = inotify::add_watch(&group, Path::new(path), flags)?;
+        watched.insert(number, path.to_string_lossy());
+    }
+    println!("watching");
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(&group, &mut buffer);
+    loop {
+        let event = events.next()?;
+        let path = watched.get(&event.wd()).map_or("?", |path| path);
+        let name = event.file_name().map(std::ffi::CStr::to_string_lossy);
+        for (flag, word) in [
+            (ReadFlags::MODIFY, "modify"),
+            (ReadFlags::ATTRIB, "attrib"),
+            (ReadFlags::CREATE, "create"),
+            (ReadFlags::DELETE, "delete"),
+            (ReadFlags::MOVED_FROM, "from"),
+            (ReadFlags::MOVED_TO, "to"),
+            (ReadFlags::CLOSE_WRITE, "close"),
+        ] {
+            if event.events().contains(flag) {
+                println!("{path} {word} {}", name.as_deref().unwrap_or("-"));
+            }
+        }
+    }
 }
 
 fn connect(socket: &str, text: &str) -> std::io::Result<()> {

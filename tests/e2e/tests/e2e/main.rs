@@ -10,6 +10,7 @@ mod daemon_restart;
 mod engine;
 mod exec;
 mod failure;
+mod file_events;
 mod files;
 mod full_disk;
 mod image_keeping;
