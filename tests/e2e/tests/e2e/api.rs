@@ -414,3 +414,31 @@ case!(ours process platforms_of_images, |cell| {
         assert_eq!(ask("linux/s390x").0, 400, "{place}");
     }
 });
+
+case!(what_containers_wrote_is_one_number, |cell| {
+    let script = "head -c 5000 /dev/zero > /file";
+    let wrote = cell.detached(&format!("{BUSYBOX} sh -c '{script}'"));
+    let fresh = cell.create(&format!("{BUSYBOX} true"));
+    cell.cli(&format!("wait {wrote}")).ok();
+    cell.until_state(&wrote, "exited");
+    let used = cell.api("GET", "/system/df?type=container", None).json();
+    let listed = cell
+        .api("GET", "/containers/json?all=1&size=1", None)
+        .json();
+    let of = |list: &Value, id: &str| {
+        let mut list = list.as_array().expect("a list").iter();
+        let found = list.find(|one| one["Id"] == id).expect("the container");
+        // Of nothing, nothing is said.
+        found["SizeRw"].as_u64().unwrap_or(0)
+    };
+    assert_eq!(of(&used["Containers"], &fresh), 0);
+    assert_eq!(of(&listed, &fresh), 0);
+    let written = of(&listed, &wrote);
+    assert_eq!(of(&used["Containers"], &wrote), written);
+    if cell.is_hyperv() {
+        // Its disk has a filesystem on it, too.
+        assert!(written >= 5000, "{written}");
+    } else {
+        assert_eq!(written, 5000);
+    }
+});

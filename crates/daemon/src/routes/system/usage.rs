@@ -1,8 +1,6 @@
 //! `docker system df`.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use axum::Json;
 use axum::extract::State;
@@ -65,7 +63,7 @@ pub(super) async fn usage(
             .iter()
             .map(|image| (image.id.to_string(), image.size))
             .collect();
-        out["Containers"] = containers(&state, sizes).await?;
+        out["Containers"] = containers(&state, sizes).await;
     }
     if wanted("volume") {
         let mut volumes = Vec::new();
@@ -114,72 +112,20 @@ fn cache(view: &CacheView) -> Value {
     })
 }
 
-async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> ApiResult<Value> {
-    let views: Vec<_> = state
-        .containers
-        .all()
-        .iter()
-        .map(|handle| {
-            let view = handle.view();
-            let writable = state.containers.files(&view.record).writable;
-            (view, writable)
-        })
-        .collect();
+async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> Value {
     let more_names = state.containers.link_names();
     let now = Timestamp::now();
-    tokio::task::spawn_blocking(move || {
-        views
-            .iter()
-            .map(|(view, writable)| {
-                let record = &view.record;
-                let written = disk_usage(writable, 0);
-                let image = image_sizes.get(&record.image_id).copied().unwrap_or(0);
-                let size = (written, image.saturating_add(written));
-                let more_names = more_names.get(&record.id);
-                let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
-                shapes::summary(view, more_names, Some(size), now)
-            })
-            .collect()
-    })
-    .await
-    .map_err(|error| ApiError::internal("disk usage", &error))
-}
-
-/// How deep a writable layer is followed, against a tree made to exhaust the stack.
-const MAX_DEPTH: usize = 128;
-
-/// Bytes that a tree takes on disk; what cannot be read counts as nothing. A writable layer is
-/// the container's to write: links in it are not followed.
-fn disk_usage(path: &Path, depth: usize) -> u64 {
-    let Ok(metadata) = std::fs::symlink_metadata(path) else {
-        return 0;
-    };
-    let own = metadata.blocks().saturating_mul(512);
-    if !metadata.is_dir() || depth == MAX_DEPTH {
-        return own;
+    let mut lines = Vec::new();
+    for handle in state.containers.all() {
+        let view = handle.view();
+        let record = &view.record;
+        // The number that `docker ps -s` shows.
+        let written = state.containers.writable_size(record).await;
+        let image = image_sizes.get(&record.image_id).copied().unwrap_or(0);
+        let size = (written, image.saturating_add(written));
+        let more_names = more_names.get(&record.id);
+        let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
+        lines.push(shapes::summary(&view, more_names, Some(size), now));
     }
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return own;
-    };
-    entries
-        .flatten()
-        .map(|entry| disk_usage(&entry.path(), depth + 1))
-        .fold(own, u64::saturating_add)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tree_is_counted_and_links_are_not_followed() {
-        let root = std::env::temp_dir().join(format!("bulkhead-du-{}", std::process::id()));
-        std::fs::create_dir_all(root.join("a/b")).unwrap();
-        std::fs::write(root.join("a/b/file"), vec![1; 8192]).unwrap();
-        std::os::unix::fs::symlink("/usr", root.join("link")).unwrap();
-        let counted = disk_usage(&root, 0);
-        assert!((8192..1 << 20).contains(&counted), "{counted}");
-        assert_eq!(disk_usage(&root.join("missing"), 0), 0);
-        std::fs::remove_dir_all(&root).unwrap();
-    }
+    Value::Array(lines)
 }

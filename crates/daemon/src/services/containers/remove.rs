@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bulkhead_task::options::IsolationKind;
+
 use super::model::Record;
 use super::{Containers, Shared};
 use crate::error::{ApiError, ApiResult};
@@ -33,10 +35,15 @@ pub(super) async fn erase(shared: &Arc<Shared>, record: &Record, volumes: bool) 
 }
 
 impl Containers {
-    /// Bytes in a container's writable layer.
+    /// Bytes in a container's writable layer: what its files hold, and of a machine's disk,
+    /// which is mostly holes, what it takes.
     pub async fn writable_size(&self, record: &Record) -> u64 {
         let writable = self.files(record).writable;
-        tokio::task::spawn_blocking(move || allocated(&writable))
+        let size: fn(&std::path::Path) -> u64 = match record.isolation {
+            IsolationKind::Process => crate::disk_usage::apparent_size,
+            IsolationKind::Hyperv => allocated,
+        };
+        tokio::task::spawn_blocking(move || size(&writable))
             .await
             .unwrap_or(0)
     }
