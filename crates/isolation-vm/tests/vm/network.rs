@@ -97,10 +97,11 @@ impl Lab {
         })
     }
 
-    /// What is in the container's namespace: interfaces with their addresses.
+    /// What is in the container's namespace: interfaces with their addresses. Not whether the
+    /// kernel still looks for others with the same: that ends when its time has come.
     fn interfaces(&self) -> String {
-        ip(&["-n", &self.inside, "-o", "addr", "show"])
-            + &ip(&["-n", &self.inside, "-o", "link", "show"])
+        let addresses = ip(&["-n", &self.inside, "-o", "addr", "show"]);
+        addresses.replace(" tentative", "") + &ip(&["-n", &self.inside, "-o", "link", "show"])
     }
 }
 
