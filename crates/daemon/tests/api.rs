@@ -159,6 +159,18 @@ async fn paths_and_versions() {
         message(&daemon.get("/nowhere").await),
         (404, "page not found")
     );
+    for (method, path, name) in [
+        (Method::GET, "/plugins/a:1/json", "a:1"),
+        (Method::POST, "/v1.50/plugins/a/enable", "a"),
+        (Method::DELETE, "/plugins/a", "a"),
+    ] {
+        assert_eq!(
+            message(&daemon.call(method, path, b"").await),
+            (404, format!("plugin \"{name}\" not found").as_str())
+        );
+    }
+    let privileges = daemon.get("/plugins/privileges?remote=a").await;
+    assert_eq!(privileges.0, StatusCode::NOT_IMPLEMENTED);
     let dir = daemon.stop().await;
     assert!(!dir.path().join("d.sock").exists());
     assert!(!dir.path().join("pid").exists());
