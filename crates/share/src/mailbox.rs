@@ -139,7 +139,7 @@ fn read_message(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut prefix = [0; 4];
     match reader.read_exact(&mut prefix) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) if is_end(&error) => return Ok(None),
         Err(error) => return Err(error),
     }
     let length = usize::try_from(u32::from_ne_bytes(prefix)).unwrap_or(usize::MAX);
@@ -152,7 +152,16 @@ fn read_message(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     head.copy_from_slice(&prefix);
     match reader.read_exact(rest) {
         Ok(()) => Ok(Some(message)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) if is_end(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the other side has closed the socket. It is reset where events were left unread
+/// (`unix_release_sock` in net/unix/af_unix.c).
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+    )
 }

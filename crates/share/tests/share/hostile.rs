@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bulkhead_share::abi::{MAX_REQUEST, Opcode, ROOT_ID};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use crate::common::{Jail, config, possible, request};
@@ -262,6 +263,23 @@ fn swaps_during_the_walk_do_not_matter() {
     assert_eq!(
         fs::read(scene.directory.path().join("outside/f")).unwrap(),
         b"outside"
+    );
+    scene.jail.end();
+}
+
+#[test]
+fn an_end_with_events_that_nobody_has_read() {
+    let Some(scene) = scene() else { return };
+    fs::write(scene.directory.path().join("share/new"), "").unwrap();
+    let mut told = [PollFd::new(&scene.jail.socket, PollFlags::IN)];
+    let patience = rustix::event::Timespec {
+        tv_sec: 60,
+        tv_nsec: 0,
+    };
+    assert_eq!(
+        rustix::event::poll(&mut told, Some(&patience)).unwrap(),
+        1,
+        "no event was told"
     );
     scene.jail.end();
 }
