@@ -152,7 +152,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
     make_private_dir(&config.exec_root)?;
     let events = EventBus::default();
     let store = Store::open(&config.data_root)?;
-    let image_store = open_images(&config.data_root).await?;
+    let held = crate::services::containers::held_layers(&store)
+        .await
+        .map_err(ServerError::Recovery)?;
+    let image_store = open_images(&config.data_root, held).await?;
     let volumes = Volumes::new(&config, store.clone(), events.clone());
     volumes.recover().await.map_err(ServerError::Recovery)?;
     let networks = Networks::open(&config, store.clone(), events.clone())
@@ -241,9 +244,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
     Ok(())
 }
 
-async fn open_images(data_root: &Path) -> Result<Arc<ImageStore>, ServerError> {
+async fn open_images(data_root: &Path, held: Vec<PathBuf>) -> Result<Arc<ImageStore>, ServerError> {
     let data_root = data_root.to_owned();
-    let store = tokio::task::spawn_blocking(move || ImageStore::open(&data_root))
+    let store = tokio::task::spawn_blocking(move || ImageStore::open_holding(&data_root, &held))
         .await
         .map_err(|error| ServerError::Process(io::Error::other(error)))??;
     Ok(Arc::new(store))

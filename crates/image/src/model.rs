@@ -140,7 +140,7 @@ pub struct HistoryLine {
 /// A container that stands against an image's removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageUse {
-    /// The image it was created from.
+    /// The image it was created from, or one that it mounts.
     pub image: ImageId,
     /// The container's ID.
     pub container: String,

@@ -27,6 +27,12 @@ pub(crate) enum StoredFile {
     LayerTar(Digest),
 }
 
+/// The layer whose image is at this path.
+pub(crate) fn layer_at(path: &Path) -> Option<Digest> {
+    let name = path.file_name()?.to_str()?;
+    Digest::from_hex(name.strip_suffix(".erofs")?).ok()
+}
+
 /// The directories, and the lock on them.
 #[derive(Debug)]
 pub(crate) struct StoreFiles {

@@ -26,7 +26,7 @@ mod remove;
 mod steps;
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction};
@@ -56,7 +56,8 @@ pub struct ImageStore {
 pub(crate) struct State {
     pub(crate) connection: Connection,
     pub(crate) reserve: Reserve,
-    /// Layers that an unfinished [`Ingest`] or a [`Lease`] counts on, and how many do.
+    /// Layers that an unfinished [`Ingest`], a [`Lease`] or a container counts on, and how many
+    /// do.
     pub(crate) pins: HashMap<Digest, usize>,
     /// Layers whose files are in place but that no image has yet, each held by a [`Lease`]. They
     /// are recorded with the first image that has them; so that they can go without a write,
@@ -90,6 +91,15 @@ impl ImageStore {
     /// # Errors
     /// [`crate::ImageError::Locked`] if another process has it open.
     pub fn open(data_root: &Path) -> Result<Self> {
+        Self::open_holding(data_root, &[])
+    }
+
+    /// Opens it with layers that containers have, each as often as some container has it, held
+    /// as by [`ImageStore::hold_layers`].
+    ///
+    /// # Errors
+    /// As [`ImageStore::open`].
+    pub fn open_holding(data_root: &Path, held: &[PathBuf]) -> Result<Self> {
         let files = StoreFiles::open(data_root.join("images"))?;
         let connection = database::open(&files.database_path())?;
         let reserve = reserve::beside(&files.database_path());
@@ -102,6 +112,9 @@ impl ImageStore {
                 leased: HashMap::new(),
             }),
         };
+        for diff_id in held.iter().filter_map(|path| files::layer_at(path)) {
+            store.state().pin(diff_id);
+        }
         store.sweep()?;
         store.state().reserve.keep();
         Ok(store)
@@ -111,6 +124,37 @@ impl ImageStore {
     /// make layers.
     pub fn ingest(&self) -> Ingest<'_> {
         Ingest::new(self)
+    }
+
+    /// Keeps layers for a container, which may outlive its image: it can be started again
+    /// after that has been removed by force. By the paths that [`ImageStore::layer_paths`] gave.
+    /// This process remembers it; the next one is told by [`ImageStore::open_holding`].
+    ///
+    /// Returns false, and holds none, if one of them has gone meanwhile.
+    pub fn hold_layers(&self, paths: &[PathBuf]) -> Result<bool> {
+        let mut state = self.state();
+        let mut held = Vec::with_capacity(paths.len());
+        for path in paths {
+            match files::layer_at(path) {
+                Some(diff_id) if database::layer(&state.connection, &diff_id)?.is_some() => {
+                    held.push(diff_id);
+                }
+                _ => return Ok(false),
+            }
+        }
+        for diff_id in held {
+            state.pin(diff_id);
+        }
+        Ok(true)
+    }
+
+    /// Lets go of what [`ImageStore::hold_layers`] held, and removes what no image has.
+    pub fn release_layers(&self, paths: &[PathBuf]) {
+        let held: Vec<Digest> = paths
+            .iter()
+            .filter_map(|path| files::layer_at(path))
+            .collect();
+        self.release(&held);
     }
 
     /// Lets go of pinned layers, and removes those that no image got.

@@ -108,8 +108,8 @@ impl ImageStore {
     }
 
     /// EROFS images of the image's layers, the lowest first, for `TaskOptions::layers`. They
-    /// stay on disk while the image is in the store; the caller keeps the image by naming its
-    /// containers in [`ImageStore::remove`]'s `uses`.
+    /// stay on disk while the image is in the store, and longer for whoever holds them
+    /// ([`ImageStore::hold_layers`]).
     pub fn layer_paths(&self, id: &ImageId) -> Result<Vec<PathBuf>> {
         let state = self.state();
         known(&state, id)?;

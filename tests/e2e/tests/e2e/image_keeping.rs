@@ -102,6 +102,37 @@ case!(process found_by_filters, |cell| {
     finish(cell);
 });
 
+case!(a_container_outlives_its_image, |cell| {
+    let cell = cell.on(Daemon::start(&[]));
+    let image = build(
+        &cell,
+        "made",
+        &format!("FROM {BUSYBOX}\nRUN echo it >/mark\n"),
+    );
+    let container = cell.create("made cat /mark");
+    cell.cli("rmi -f made")
+        .ok()
+        .says(&format!("Deleted: {image}"));
+    let still_starts = || cell.cli(&format!("start -a {container}")).ok().text();
+    assert_eq!(still_starts(), "it");
+    // Others that go don't take its layers along, nor does a daemon that comes.
+    import(&cell, "", "other", marked("other"));
+    cell.cli("rmi other").ok();
+    cell.daemon().restart();
+    assert_eq!(still_starts(), "it");
+    let layers = || {
+        let dir = cell.daemon().data_root().join("images/layers");
+        std::fs::read_dir(dir).map_or(0, Iterator::count)
+    };
+    let before = layers();
+    cell.cli(&format!("rm {container}")).ok();
+    if !bulkhead_e2e::daemon::is_reference() {
+        // The layer and its tar.
+        assert_eq!(layers(), before - 2, "nobody has that layer any more");
+    }
+    finish(cell);
+});
+
 case!(process parents_and_children, |cell| {
     let cell = cell.on(Daemon::start(&[]));
     let parent = build(&cell, "parent", &format!("FROM {BUSYBOX}\nENV A=1\nLABEL x=y\nUSER 7\n"));

@@ -192,12 +192,36 @@ impl Containers {
     /// Directory, row, owner task, in this order: a crash in between leaves a directory
     /// without a row, which the next start sweeps.
     async fn establish(&self, record: Record) -> ApiResult<Arc<Handle>> {
-        let writable = self.files(&record).writable;
-        super::files::make_private_dirs(&writable)
-            .map_err(|error| ApiError::internal("make container directory", &error))?;
-        super::actor::save(&self.shared, &record).await?;
+        self.hold_layers(&record).await?;
+        let saved = async {
+            let writable = self.files(&record).writable;
+            super::files::make_private_dirs(&writable)
+                .map_err(|error| ApiError::internal("make container directory", &error))?;
+            super::actor::save(&self.shared, &record).await
+        };
+        if let Err(error) = saved.await {
+            super::remove::release_layers(&self.shared, &record).await;
+            return Err(error);
+        }
         self.shared.event(&record, "create", &[]);
         Ok(super::actor::spawn(&self.shared, record, None))
+    }
+
+    /// From now on the container keeps its layers, whatever becomes of the image.
+    async fn hold_layers(&self, record: &Record) -> ApiResult<()> {
+        let images = Arc::clone(&self.shared.images);
+        let layers = record.all_layers();
+        let held = tokio::task::spawn_blocking(move || images.hold_layers(&layers))
+            .await
+            .map_err(|error| ApiError::internal("hold layers", &error))?;
+        match held.map_err(image_error)? {
+            true => Ok(()),
+            // Its image was removed just now.
+            false => Err(ApiError::not_found(format!(
+                "No such image: {}",
+                record.image
+            ))),
+        }
     }
 
     /// Checks the isolation that something asks for.

@@ -55,6 +55,7 @@ pub use create::{Created, new_id};
 pub use exec::{Exec, ExecRequest, ExecState};
 pub use model::{Record, State, Status, View};
 pub use mounts::MountPoint;
+pub use recovery::held_layers;
 pub use update::UpdateRequest;
 
 /// What owner tasks share.
@@ -254,18 +255,21 @@ impl Containers {
             container: "of a build".to_owned(),
             running: true,
         });
-        self.all()
-            .iter()
-            .filter_map(|handle| {
-                let view = handle.view();
+        let mut uses: Vec<ImageUse> = builds.collect();
+        for handle in self.all() {
+            let view = handle.view();
+            let mounted = view.record.mounts.iter();
+            let mounted = mounted.filter_map(|mount| mount.image.as_deref());
+            let images = std::iter::once(view.record.image_id.as_str()).chain(mounted);
+            uses.extend(images.filter_map(|image| {
                 Some(ImageUse {
-                    image: view.record.image_id.parse::<ImageId>().ok()?,
+                    image: image.parse::<ImageId>().ok()?,
                     container: handle.id.clone(),
                     running: view.record.state.status.is_alive(),
                 })
-            })
-            .chain(builds)
-            .collect()
+            }));
+        }
+        uses
     }
 }
 

@@ -154,6 +154,12 @@ impl Record {
         self.config.hostname.as_deref().unwrap_or_default()
     }
 
+    /// The layers of its image and of those that it mounts.
+    pub fn all_layers(&self) -> Vec<PathBuf> {
+        let mounted = self.mounts.iter().flat_map(|mount| &mount.layers);
+        self.layers.iter().chain(mounted).cloned().collect()
+    }
+
     /// The signal of `stop`.
     pub fn stop_signal(&self) -> u32 {
         self.config

@@ -23,6 +23,9 @@ pub struct MountPoint {
     /// The ID of an image whose files are mounted.
     #[serde(default)]
     pub image: Option<String>,
+    /// That image's layers, the lowest first.
+    #[serde(default)]
+    pub layers: Vec<PathBuf>,
     /// The path on the host; of a volume, where its files are; of an image, its name.
     pub source: String,
     /// The path in the container.
@@ -166,6 +169,7 @@ impl Containers {
         let mut mount = MountPoint {
             volume: None,
             image: None,
+            layers: Vec::new(),
             source: String::new(),
             destination: request.destination,
             mode: request.mode,
@@ -223,10 +227,11 @@ impl Containers {
                 mount.subpath = subpath;
             }
             MountSource::Image { reference, subpath } => {
-                let (id, _) = image(&self.shared, &reference)
+                let (id, layers) = image(&self.shared, &reference)
                     .await
                     .map_err(not_an_image)?;
                 mount.image = Some(id);
+                mount.layers = layers;
                 mount.source = reference;
                 mount.subpath = subpath;
             }
@@ -322,8 +327,12 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
         let mut options = Vec::new();
         let source = match (&mount.volume, &mount.image) {
             (None, Some(id)) => {
-                let (_, layers) = image(shared, id).await.map_err(not_an_image)?;
-                let list = serde_json::to_string(&layers);
+                let list = match mount.layers.as_slice() {
+                    // Of a record from before they were kept in it.
+                    [] => image(shared, id).await.map_err(not_an_image)?.1,
+                    layers => layers.to_vec(),
+                };
+                let list = serde_json::to_string(&list);
                 let list = list.map_err(|error| ApiError::internal("list layers", &error))?;
                 options.push(format!("{IMAGE_OPTION}{list}"));
                 // What is mounted is found by the option.

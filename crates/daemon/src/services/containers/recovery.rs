@@ -2,6 +2,7 @@
 //! answers go on; the others have ended; what nobody owns is swept.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bollard_stubs::models::RestartPolicyNameEnum;
@@ -14,6 +15,22 @@ use super::model::{Record, Status};
 use super::{Containers, Shared};
 use crate::error::{ApiError, ApiResult};
 use crate::services::supervisor::{self, Task};
+use crate::store::Store;
+
+/// The layers of all containers, each as often as a container has it.
+///
+/// # Errors
+/// That the store can't be read.
+pub async fn held_layers(store: &Store) -> ApiResult<Vec<PathBuf>> {
+    let rows = store
+        .containers()
+        .await
+        .map_err(|error| ApiError::internal("read containers", &error))?;
+    let records = rows
+        .iter()
+        .filter_map(|(_, text)| serde_json::from_str::<Record>(text).ok());
+    Ok(records.flat_map(|record| record.all_layers()).collect())
+}
 
 impl Containers {
     /// Brings in every container of the store. Call once, before the first request.

@@ -28,10 +28,21 @@ pub(super) async fn erase(shared: &Arc<Shared>, record: &Record, volumes: bool) 
     shared.store.keep_reserve().await;
     shared.forget_execs_of(&record.id);
     super::mounts::forget(shared, record, volumes).await;
+    release_layers(shared, record).await;
     let mut index = shared.index();
     index.by_id.remove(&record.id);
     index.names.remove(&record.name);
     Ok(())
+}
+
+/// Lets the layers go that the container alone had, of images that were removed by force.
+pub(super) async fn release_layers(shared: &Arc<Shared>, record: &Record) {
+    let images = Arc::clone(&shared.images);
+    let layers = record.all_layers();
+    let released = tokio::task::spawn_blocking(move || images.release_layers(&layers)).await;
+    if let Err(error) = released {
+        tracing::error!(id = %record.id, %error, "layers not released");
+    }
 }
 
 impl Containers {
