@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::payload::Payload;
 use super::remap::Remap;
-use super::{INIT_PATH, devices, limits, rootfs, user, with_causes};
+use super::{INIT_PATH, devices, limits, rootfs, user, whole_dev, with_causes};
 use crate::layout::Layout;
 use crate::wire::{CreateOrder, RootfsOrder};
 use bulkhead_cgroup::{self as cgroup, Cgroup, lock_parents};
@@ -55,6 +55,7 @@ fn create(
         order.init.as_deref(),
     )?;
     drop(scope);
+    let aside = whole_dev::set_aside(&mut spec)?;
     if let Some(remap) = &mut remap {
         let prepared = remap.prepare(&mut spec, root, &order.bundle, &streams)?;
         set_root(&mut spec, &prepared)?;
@@ -97,6 +98,12 @@ fn create(
     let pid = container
         .pid()
         .ok_or_else(|| IsolationError::new(ErrorKind::Other, "libcontainer made no process"))?;
+    if let Some(aside) = aside
+        && let Err(error) = whole_dev::cover(pid.as_raw(), &aside)
+    {
+        let _ = container.delete(true);
+        return Err(error);
+    }
     // libcontainer's own gate opens at once; the payload waits for our word.
     NotifySocket::new(layout.state().join(&order.id).join(NOTIFY_FILE))
         .notify_container_start()

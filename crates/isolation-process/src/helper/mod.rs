@@ -14,6 +14,7 @@ mod remap;
 mod rootfs;
 mod seccomp;
 mod user;
+mod whole_dev;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
