@@ -18,6 +18,7 @@ use bulkhead_task::options::{IMAGE_OPTION, SHM_OF_OPTION, SUBPATH_OPTION};
 use bulkhead_userns::Mappings;
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags};
 use rustix::thread::UnshareFlags;
 
@@ -121,7 +122,9 @@ fn stage_one(
     };
     let failed = |what: &str, error: io::Error| {
         let kind = match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
             _ => ErrorKind::Other,
         };
         let shown = source.join(subpath.as_deref().unwrap_or_default());
@@ -129,7 +132,7 @@ fn stage_one(
         IsolationError::new(kind, format!("{what} {shown}: {error}"))
     };
     let found =
-        find(&source, subpath.as_deref()).map_err(|error| failed("cannot access", error))?;
+        find(&source, subpath.as_deref()).map_err(|error| failed("cannot access path", error))?;
     attach(&found, place, recursive, private).map_err(|error| failed("cannot mount", error))?;
     options.retain(|option| !option.starts_with(SUBPATH_OPTION));
     mount.set_options(Some(options));
@@ -185,9 +188,15 @@ fn find(source: &Path, subpath: Option<&str>) -> io::Result<OwnedFd> {
     let Some(subpath) = subpath else {
         return Ok(root);
     };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = rustix::fs::openat2(&root, subpath, flags, Mode::empty(), resolve);
-    Ok(found?)
+    // A link that leads out is refused and not followed to something else inside.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(&root, subpath, flags, Mode::empty(), resolve) {
+        Err(Errno::XDEV) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "path concatenation escapes the base directory",
+        )),
+        found => Ok(found?),
+    }
 }
 
 /// An empty directory or file, as what is found is one.

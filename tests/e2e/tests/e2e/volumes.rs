@@ -422,6 +422,7 @@ case!(ours the_files_of_an_image_are_mounted, |cell| {
         .file("etc/motto", &Meta::mode(0o644), b"festina lente\n")
         .directory("etc/deep", &Meta::mode(0o700))
         .file("etc/deep/file", &Meta::mode(0o640).owner(7, 8), b"deep\n")
+        .symlink("etc/in", "motto")
         .symlink("etc/out", "/etc/motto");
     let archive = host_dir(cell, "archive");
     let path = archive.path().join("files.tar");
@@ -439,7 +440,9 @@ case!(ours the_files_of_an_image_are_mounted, |cell| {
     let mount = cell.inspect(&id)["Mounts"][0].clone();
     assert_eq!((&mount["Type"], &mount["RW"]), (&json!("image"), &json!(false)));
     assert_eq!(mount["Source"], image);
-    // A part of it: a directory, or a file; a link does not lead out of it.
+    // It is in use; and what is mounted stays when it goes.
+    cell.cli(&format!("rmi {image}")).fails().says(&id[..12]);
+    // A part of it: a directory, or a file, but not what a link out of it leads to.
     let part = |subpath: &str, command: &str| {
         let body = json!({"Image": BUSYBOX, "Cmd": command.split(' ').collect::<Vec<_>>(),
             "HostConfig": {"Isolation": cell.isolation_name(), "Mounts": [{"Type": "image",
@@ -449,7 +452,7 @@ case!(ours the_files_of_an_image_are_mounted, |cell| {
     for (subpath, command, expected) in [
         ("etc/deep", "cat /p/file", "deep"),
         ("etc/motto", "cat /p", "festina lente"),
-        ("etc/out", "cat /p", "festina lente"),
+        ("etc/in", "cat /p", "festina lente"),
     ] {
         let made = part(subpath, command).json();
         let id = made["Id"].as_str().expect("an ID").to_owned();
@@ -466,8 +469,12 @@ case!(ours the_files_of_an_image_are_mounted, |cell| {
         .output()
         .fails()
         .says("no-such");
-    cell.cli(&format!("rm {id} {missing}")).ok();
-    cell.cli(&format!("rmi {image}")).ok();
+    let made = part("etc/out", "true").json();
+    let outside = made["Id"].as_str().expect("an ID").to_owned();
+    cell.cli(&format!("start {outside}")).fails().says("escapes the base directory");
+    cell.cli(&format!("rmi -f {image}")).ok();
+    cell.cli(&format!("start -a {id}")).ok().says("festina lente");
+    cell.cli(&format!("rm {id} {missing} {outside}")).ok();
 });
 
 case!(every_mount_says_what_it_is, |cell| {
@@ -526,12 +533,66 @@ case!(ours process a_part_of_a_volume, |cell| {
         cell.run(&format!("--rm --mount {mount} {BUSYBOX} cat {target}/file"))
     };
     assert_eq!(read("sub/deep", "/x").ok().text(), "it");
-    // A link leads where it would inside the volume.
+    // A link may lead to another place inside the volume, and nowhere else.
     assert_eq!(read("in", "/x").ok().text(), "it");
-    read("out", "/x").fails();
+    read("out", "/x").fails().says("escapes the base directory");
     read("missing", "/x").fails().says("no such file or directory");
     read("../x", "/x").fails().says("relative path within the volume");
     cell.cli(&format!("volume rm {name}")).ok();
+});
+
+case!(a_directory_of_the_hosts_is_dev, |cell| {
+    let dir = host_dir(cell, "dev");
+    let path = dir.path();
+    std::fs::write(path.join("mark"), "it\n").expect("is ours");
+    std::os::unix::fs::symlink("/proc/self/fd", path.join("fd")).expect("is ours");
+    std::fs::create_dir(path.join("below")).expect("is ours");
+    std::fs::create_dir(path.join("pts")).expect("is ours");
+    let ptmx = path.join("ptmx");
+    assert!(
+        Command::new("mknod")
+            .arg(&ptmx)
+            .args(["c", "5", "2"])
+            .status()
+            .expect("runs")
+            .success()
+    );
+    let names = || {
+        let entries = std::fs::read_dir(path).expect("is there");
+        let mut names: Vec<_> = entries
+            .map(|one| one.expect("is there").file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    for mode in ["rw", "ro"] {
+        let output = cell.run(&format!(
+            "--rm -v {}:/dev:{mode} --tmpfs /dev/below {BUSYBOX} \
+             sh -c 'touch /dev/below/x; cat /dev/mark; ls /dev /dev/below'",
+            path.display()
+        ));
+        let expected = [
+            "it",
+            "/dev:",
+            "below",
+            "fd",
+            "mark",
+            "ptmx",
+            "pts",
+            "",
+            "/dev/below:",
+            "x",
+        ];
+        assert_eq!(output.ok().lines(), expected, "{mode}");
+    }
+    assert_eq!(names(), before, "nothing was made in what is the host's");
+    if !bulkhead_e2e::daemon::is_reference() {
+        let id = cell.detached(&format!("-v {}:/dev {BUSYBOX} sleep 1000", path.display()));
+        let mut terminal = cell.line(&format!("exec -it {id} tty")).terminal();
+        terminal.expect("/dev/pts/");
+        terminal.finish().ok();
+    }
 });
 
 case!(process volumes_with_options, |cell| {
