@@ -106,11 +106,10 @@ pub(crate) fn seccomp_profile(
     options: &SecurityOptions,
     capabilities: &Capabilities,
 ) -> Result<Option<LinuxSeccomp>, Invalid> {
-    if host_config.privileged == Some(true) {
-        return Ok(None);
-    }
     match &options.seccomp {
         SeccompChoice::Unconfined => Ok(None),
+        // Privileged is without the built-in one; one that somebody named was meant.
+        SeccompChoice::Default if host_config.privileged == Some(true) => Ok(None),
         SeccompChoice::Default => Ok(Some(seccomp::default_profile(capabilities)?)),
         SeccompChoice::Profile(json) => Ok(Some(seccomp::load(json, capabilities)?)),
     }

@@ -82,11 +82,13 @@ pub fn apply_defaults(
             false => HostConfigCgroupnsModeEnum::HOST,
         });
     }
-    if host_config.masked_paths.is_none() {
-        host_config.masked_paths = Some(crate::security::masked_paths(host_config));
-    }
-    if host_config.readonly_paths.is_none() {
-        host_config.readonly_paths = Some(crate::security::readonly_paths(host_config));
+    if host_config.privileged != Some(true) {
+        if host_config.masked_paths.is_none() {
+            host_config.masked_paths = Some(crate::security::masked_paths(host_config));
+        }
+        if host_config.readonly_paths.is_none() {
+            host_config.readonly_paths = Some(crate::security::readonly_paths(host_config));
+        }
     }
     warnings
 }

@@ -90,8 +90,8 @@ case!(health_has_a_grace_and_a_limit, |cell| {
     cell.cli(&format!("exec {id} rm /tmp/well")).ok();
     until_health(cell, &id, "unhealthy");
     // One that hangs is ended.
-    let check = "--health-cmd 'sleep 1000' --health-interval 200ms --health-timeout 300ms \
-                 --health-retries 1";
+    let check = "--health-cmd 'echo asked; sleep 1000' --health-interval 200ms \
+                 --health-timeout 2s --health-retries 1";
     let slow = cell.detached(&format!("{check} {BUSYBOX} sleep 2000"));
     until_health(cell, &slow, "unhealthy");
     let log = health(cell, &slow)["Log"].clone();
@@ -101,6 +101,15 @@ case!(health_has_a_grace_and_a_limit, |cell| {
             .as_str()
             .is_some_and(|text| text.contains("exceeded timeout"))
     );
+    if !bulkhead_e2e::daemon::is_reference() {
+        // With what it had printed, once it got to print anything.
+        cell_until(cell, "a check prints", || {
+            let log = health(cell, &slow)["Log"].clone();
+            let said = "Health check exceeded timeout (2s): asked\n";
+            let mut log = log.as_array().into_iter().flatten();
+            log.any(|one| one["Output"] == said)
+        });
+    }
     // None, though the image or the line has one.
     let none = cell.create(&format!("--no-healthcheck {BUSYBOX} true"));
     assert_eq!(health(cell, &none), Value::Null);
@@ -422,6 +431,12 @@ case!(what_the_kernel_allows, |cell| {
         profile.display()
     );
     cell.run(&denied).fails().says("not permitted");
+    if !bulkhead_e2e::daemon::is_reference() {
+        // Privileged is without the profile that there is by default, not without this one.
+        cell.run(&format!("--privileged {denied}"))
+            .fails()
+            .says("not permitted");
+    }
     for bad in [
         "--sysctl kernel.panic=1",
         "--security-opt seccomp=/nosuchprofile",

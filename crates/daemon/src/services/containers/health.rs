@@ -310,10 +310,14 @@ async fn run(
             if let Some(task) = handle.view().task.clone() {
                 let _ = task.kill(&id, super::signals::KILL).await;
             }
-            return Ok((
-                -1,
-                format!("Health check exceeded timeout ({})", shown(check.timeout)),
-            ));
+            let _ = tokio::time::timeout(DRAIN_LIMIT, output.rest()).await;
+            let mut message = format!("Health check exceeded timeout ({})", shown(check.timeout));
+            let printed = output.text();
+            if !printed.is_empty() {
+                message.push_str(": ");
+                message.push_str(&printed);
+            }
+            return Ok((-1, message));
         }
     }
     let _ = tokio::time::timeout(DRAIN_LIMIT, output.rest()).await;
