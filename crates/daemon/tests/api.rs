@@ -177,6 +177,51 @@ async fn paths_and_versions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn versions_differ_in_what_they_take_and_tell() {
+    let daemon = TestDaemon::start().await;
+    daemon.import_image().await;
+    let mut body = command();
+    body["NetworkingConfig"] = json!({ "EndpointsConfig": { "one": {}, "two": {} } });
+    let refused = daemon.post("/v1.43/containers/create", body.clone()).await;
+    assert_eq!(
+        message(&refused),
+        (
+            400,
+            "Container cannot be created with multiple network endpoints: one, two"
+        )
+    );
+    let (status, _) = daemon.post("/v1.44/containers/create", body).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let mut body = command();
+    body["HostConfig"] = json!({ "Annotations": { "a": "b" } });
+    let id = daemon.create("noted", body).await;
+    for (version, told) in [("1.45", Value::Null), ("1.46", json!({ "a": "b" }))] {
+        let path = format!("/v{version}/containers/json?all=1");
+        let (_, list) = daemon.get(&path).await;
+        let mut list = list.as_array().unwrap().iter();
+        let noted = list.find(|one| one["Id"] == *id).unwrap();
+        assert_eq!(noted["HostConfig"]["Annotations"], told, "{version}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_hidden_from_the_privileged() {
+    let daemon = TestDaemon::start().await;
+    daemon.import_image().await;
+    for (privileged, shown) in [(false, true), (true, false)] {
+        let mut body = command();
+        body["HostConfig"] = json!({ "Privileged": privileged });
+        let id = daemon.create(&format!("c-{privileged}"), body).await;
+        let (_, inspected) = daemon.get(&format!("/containers/{id}/json")).await;
+        for list in ["MaskedPaths", "ReadonlyPaths"] {
+            assert_eq!(inspected["HostConfig"][list].is_array(), shown, "{list}");
+        }
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_socket_is_not_for_everybody() {
     use std::os::unix::fs::PermissionsExt;
     let daemon = TestDaemon::start().await;

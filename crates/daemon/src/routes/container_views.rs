@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::query::{Params, check_filters};
 use super::shapes;
+use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
 use crate::services::containers::{Handle, Status, View, top};
 use crate::state::AppState;
@@ -106,7 +107,11 @@ const FILTERS: [&str; 17] = [
     "desired-state",
 ];
 
-async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
+async fn list(
+    State(state): State<AppState>,
+    axum::Extension(version): axum::Extension<ApiVersion>,
+    params: Params,
+) -> ApiResult<Json<Value>> {
     let mut filters = params.filters()?;
     check_filters(&filters, &FILTERS)?;
     // Older clients have these outside the filters.
@@ -155,7 +160,7 @@ async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<V
         };
         let more_names = more_names.get(&view.record.id);
         let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
-        out.push(shapes::summary(&view, more_names, size, now));
+        out.push(shapes::summary(&view, more_names, size, now, version));
     }
     Ok(Json(Value::Array(out)))
 }

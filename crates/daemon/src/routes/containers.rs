@@ -43,6 +43,7 @@ pub fn router() -> Router<AppState> {
 
 async fn create(
     State(state): State<AppState>,
+    axum::Extension(version): axum::Extension<ApiVersion>,
     params: Params,
     JsonBody(mut body): JsonBody<Value>,
 ) -> ApiResult<Response> {
@@ -50,6 +51,9 @@ async fn create(
         return Err(ApiError::bad_request("invalid JSON: an object is expected"));
     }
     super::body::as_go_reads(&mut body);
+    if version < ApiVersion(1, 44) {
+        refuse_several_networks(&body)?;
+    }
     let created = state
         .containers
         .create(params.get("name"), params.get("platform"), body)
@@ -59,6 +63,21 @@ async fn create(
         Json(json!({ "Id": created.id, "Warnings": created.warnings })),
     )
         .into_response())
+}
+
+/// Clients of older versions of the API connect a container to one network when they make it.
+fn refuse_several_networks(body: &Value) -> ApiResult<()> {
+    let endpoints = body.pointer("/NetworkingConfig/EndpointsConfig");
+    match endpoints.and_then(Value::as_object) {
+        Some(endpoints) if endpoints.len() > 1 => {
+            let names: Vec<&str> = endpoints.keys().map(String::as_str).collect();
+            Err(ApiError::bad_request(format!(
+                "Container cannot be created with multiple network endpoints: {}",
+                names.join(", ")
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn start(

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::network_shapes;
+use crate::connection::ApiVersion;
 use crate::services::containers::health::HealthStatus;
 use crate::services::containers::{Containers, Record, Status, View};
 use crate::services::volumes::DRIVER;
@@ -250,6 +251,7 @@ pub fn summary(
     more_names: &[String],
     size: Option<(u64, u64)>,
     now: Timestamp,
+    version: ApiVersion,
 ) -> Value {
     let record = &view.record;
     let mut out = Map::new();
@@ -275,10 +277,14 @@ pub fn summary(
     );
     put("State", json!(record.state.status.as_str()));
     put("Status", json!(status_line(record, now)));
-    put(
-        "HostConfig",
-        json!({ "NetworkMode": record.host_config.network_mode }),
-    );
+    let mut host_config = json!({ "NetworkMode": record.host_config.network_mode });
+    let annotations = record.host_config.annotations.as_ref();
+    if let Some(annotations) = annotations.filter(|all| !all.is_empty())
+        && version >= ApiVersion(1, 46)
+    {
+        host_config["Annotations"] = json!(annotations);
+    }
+    put("HostConfig", host_config);
     put(
         "NetworkSettings",
         json!({ "Networks": network_shapes::networks(record) }),

@@ -125,7 +125,13 @@ async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> Valu
         let size = (written, image.saturating_add(written));
         let more_names = more_names.get(&record.id);
         let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
-        lines.push(shapes::summary(&view, more_names, Some(size), now));
+        lines.push(shapes::summary(
+            &view,
+            more_names,
+            Some(size),
+            now,
+            ApiVersion::NEWEST,
+        ));
     }
     Value::Array(lines)
 }
