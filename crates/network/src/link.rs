@@ -4,6 +4,7 @@
 //! names its owner, so that a start-up sweep finds what a killed daemon left and touches
 //! nothing else.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
@@ -188,7 +189,13 @@ pub fn ensure_bridge(config: &BridgeConfig<'_>) -> Result<(), LinkError> {
             }
             Ok(_) => Err(io::Error::from(io::ErrorKind::InvalidData)),
             Err(error) if is_missing(&error) => {
-                let mut message = named(config.name);
+                // The kernel takes no alias for a new interface. It gets its name together with
+                // that, so that whoever is killed in between leaves nobody's under this name.
+                let unfinished = unfinished_name(config.name);
+                if let Ok(left) = index_of(&mut netlink, &unfinished) {
+                    netlink.change(RouteNetlinkMessage::DelLink(numbered(left)), 0)?;
+                }
+                let mut message = named(&unfinished);
                 message.attributes.extend([
                     LinkAttribute::Mtu(config.mtu),
                     LinkAttribute::LinkInfo(vec![
@@ -203,11 +210,12 @@ pub fn ensure_bridge(config: &BridgeConfig<'_>) -> Result<(), LinkError> {
                     RouteNetlinkMessage::NewLink(message),
                     NLM_F_CREATE | NLM_F_EXCL,
                 )?;
-                let index = index_of(&mut netlink, config.name)?;
+                let index = index_of(&mut netlink, &unfinished)?;
                 let mut message = numbered(index);
-                message
-                    .attributes
-                    .push(LinkAttribute::IfAlias(config.alias.to_owned()));
+                message.attributes.extend([
+                    LinkAttribute::IfName(config.name.to_owned()),
+                    LinkAttribute::IfAlias(config.alias.to_owned()),
+                ]);
                 let done = netlink
                     .change(RouteNetlinkMessage::SetLink(message), 0)
                     .and_then(|()| complete_bridge(&mut netlink, config, index));
@@ -220,6 +228,13 @@ pub fn ensure_bridge(config: &BridgeConfig<'_>) -> Result<(), LinkError> {
         }
     };
     ensure().map_err(failed("make", config.name))
+}
+
+/// The name that a bridge has while it is being made, always the same.
+fn unfinished_name(name: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    format!("bh-new{:08x}", hasher.finish() & 0xffff_ffff)
 }
 
 fn complete_bridge(netlink: &mut Netlink, config: &BridgeConfig<'_>, index: u32) -> io::Result<()> {
