@@ -1,6 +1,8 @@
 //! `cp`, `diff`, `export`, `commit`: a container's files, from outside, whether it runs or not.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -551,4 +553,43 @@ case!(nothing_leads_out_of_a_container, |cell| {
     }
     assert!(!host.path().join("planted").exists());
     assert!(!Path::new("/planted").exists());
+});
+
+// Whoever copies has the files until the end, and who starts the container comes after: neither
+// waits for the other in a ring.
+case!(a_start_amid_a_copy, |cell| {
+    let id = cell.create(&format!("{BUSYBOX} sleep 1000"));
+    let mut tar = Tar::new();
+    tar.file("late", &Meta::mode(0o644), b"words");
+    let tar = tar.done();
+    let socket = cell.daemon().socket();
+    let mut copy = UnixStream::connect(&socket).expect("the daemon listens");
+    copy.set_read_timeout(Some(cell.limit())).expect("a limit");
+    let head = format!(
+        "PUT /containers/{id}/archive?path=/ HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\
+         Expect: 100-continue\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        tar.len()
+    );
+    copy.write_all(head.as_bytes()).expect("the head is taken");
+    let mut goes_on = [0; 25];
+    copy.read_exact(&mut goes_on)
+        .expect("an answer to the head");
+    assert!(goes_on.starts_with(b"HTTP/1.1 100"), "{goes_on:?}");
+    // Enough for the archive to be known as one.
+    copy.write_all(&tar[..512]).expect("the body is taken");
+    // For each to get in line; nothing goes wrong where it does not.
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(300));
+    settle();
+    let path = format!("/containers/{id}/start");
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| api::request(&socket, "POST", &path, None));
+        settle();
+        copy.write_all(&tar[512..]).expect("the body is taken");
+        let mut answer = String::new();
+        copy.read_to_string(&mut answer).expect("an answer in time");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let started = start.join().expect("the request ends");
+        assert_eq!(started.expect("an answer in time").status, 204);
+    });
+    assert_eq!(exec(cell, &id, "cat /late"), "words");
 });

@@ -169,7 +169,7 @@ impl Handle {
         };
         let (reply, stream, access) = self.converse(&request, path).await?;
         let stat = path_stat(reply)?;
-        self.announce("archive-path", Vec::new()).await;
+        access.announce(self, "archive-path").await;
         Ok((stat, archive(stream, access)))
     }
 
@@ -191,7 +191,7 @@ impl Handle {
         };
         let mut body = std::pin::pin!(body);
         let asked = self.converse(&request, &wanted.path).await;
-        let (_, stream, _access) = match asked {
+        let (_, stream, access) = match asked {
             Ok(asked) => asked,
             Err(error) => {
                 // Clients look at the answer only when they have written everything.
@@ -235,7 +235,7 @@ impl Handle {
         };
         match outcome.map_err(lost)? {
             Ok(()) => {
-                self.announce("extract-to-dir", Vec::new()).await;
+                access.announce(self, "extract-to-dir").await;
                 Ok(())
             }
             Err(error) => {
@@ -286,7 +286,7 @@ impl Handle {
     /// What the container says.
     pub async fn export(&self) -> ApiResult<ArchiveStream> {
         let (_, stream, access) = self.converse(&Request::Export, "").await?;
-        self.announce("export", Vec::new()).await;
+        access.announce(self, "export").await;
         Ok(archive(stream, access))
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::actor::Actor;
 use super::joined::Joined;
 use super::model::{Record, Status};
-use super::{Command, Containers, Shared, launch};
+use super::{Command, Containers, Handle, Shared, launch};
 use crate::error::{ApiError, ApiResult};
 use crate::services::supervisor::{self, Task};
 
@@ -31,8 +31,16 @@ pub(super) struct Rest {
 #[derive(Debug)]
 pub struct FilesAccess {
     task: Arc<Task>,
-    /// Of a container that does not run: we are one of those who look.
-    users: Option<watch::Sender<usize>>,
+    /// Of a container that does not run.
+    looking: Option<Looking>,
+}
+
+/// One of those who look at a container at rest, which neither starts nor goes meanwhile: its
+/// owner waits, and takes no more orders, so whoever looks must not wait for the owner.
+#[derive(Debug)]
+struct Looking {
+    users: watch::Sender<usize>,
+    shared: Arc<Shared>,
 }
 
 impl FilesAccess {
@@ -40,11 +48,22 @@ impl FilesAccess {
     pub fn task(&self) -> &Task {
         &self.task
     }
+
+    /// Publishes what was done with the files.
+    pub(super) async fn announce(&self, container: &Handle, action: &str) {
+        match &self.looking {
+            Some(looking) => {
+                let view = container.view();
+                looking.shared.event(&view.record, action, &[]);
+            }
+            None => container.announce(action, Vec::new()).await,
+        }
+    }
 }
 
 impl Drop for FilesAccess {
     fn drop(&mut self) {
-        if let Some(users) = &self.users {
+        if let Some(Looking { users, .. }) = &self.looking {
             users.send_modify(|count| *count = count.saturating_sub(1));
         }
     }
@@ -61,7 +80,7 @@ impl Actor {
         if let Some(task) = &self.task {
             return Ok(FilesAccess {
                 task: Arc::clone(task),
-                users: None,
+                looking: None,
             });
         }
         if self.rest.as_ref().is_some_and(|rest| rest.task.is_gone()) {
@@ -83,7 +102,10 @@ impl Actor {
         rest.users.send_modify(|count| *count += 1);
         Ok(FilesAccess {
             task: Arc::clone(&rest.task),
-            users: Some(rest.users.clone()),
+            looking: Some(Looking {
+                users: rest.users.clone(),
+                shared: Arc::clone(&self.shared),
+            }),
         })
     }
 
