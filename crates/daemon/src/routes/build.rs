@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ClientGone;
-use super::images::{encode, feed, stream_response, until_filter};
+use super::images::{encode, feed, parse_platform, stream_response, until_filter};
 use super::query::{Params, check_filters};
 use crate::error::{ApiError, ApiResult};
 use crate::services::build::{BuildHost, BuildSettings, Said, secrets};
@@ -114,6 +114,11 @@ impl Request {
                 tags.push(reference);
             }
         }
+        // Also where no image is looked for by it, or is only after some steps.
+        let platform = params.get("platform").map(str::to_owned);
+        if let Some(platform) = &platform {
+            parse_platform(platform)?;
+        }
         let credentials = headers
             .get("x-registry-config")
             .and_then(|value| value.to_str().ok())
@@ -128,7 +133,7 @@ impl Request {
             arguments: json_param(params, "buildargs")?.unwrap_or_default(),
             labels: json_param(params, "labels")?.unwrap_or_default(),
             target: params.get("target").map(str::to_owned),
-            platform: params.get("platform").map(str::to_owned),
+            platform,
             no_cache: params.flag("nocache"),
             cache_from: json_param(params, "cachefrom")?.unwrap_or_default(),
             remove: params.flag_or("rm", true),

@@ -135,6 +135,19 @@ case!(process an_unknown_platform, |cell| {
     assert!(answer.status >= 400, "{}", answer.status);
     let message = answer.message();
     assert!(message.contains("unknown operating system"), "{message}");
+    // In a build too, whose base is here.
+    let dockerfile = format!("FROM {BUSYBOX}\n");
+    let mut context = Tar::new();
+    context.file("Dockerfile", &Meta::mode(0o644), dockerfile.as_bytes());
+    let context = context.done();
+    let body = Some(("application/x-tar", context.as_slice()));
+    let socket = cell.daemon().socket();
+    let path = "/build?platform=foobar";
+    let answer = bulkhead_e2e::api::request(&socket, "POST", path, body);
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status, 400, "{}", answer.message());
+    let message = answer.message();
+    assert!(message.contains("unknown operating system"), "{message}");
 });
 
 case!(builds_show_errors_in_red, |cell| {
