@@ -667,5 +667,9 @@ case!(process what_makes_no_sense_is_refused, |cell| {
     assert_eq!(cell.api("DELETE", "/volumes/nosuch", None).status, 404);
     let filters = "%7B%22nope%22%3A%5B%22x%22%5D%7D";
     assert_eq!(cell.api("GET", &format!("/volumes?filters={filters}"), None).status, 400);
+    // A pruning of nothing is a list of none.
+    let filters = "%7B%22label%22%3A%5B%22nosuchlabel%22%5D%7D";
+    let answer = cell.api("POST", &format!("/volumes/prune?filters={filters}"), None);
+    assert_eq!(answer.json()["VolumesDeleted"], json!([]));
     assert!(!volumes(cell, "").iter().any(|name| name == "some" || name == "vv"));
 });

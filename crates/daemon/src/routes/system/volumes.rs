@@ -164,12 +164,8 @@ async fn prune(
         })
         .await;
     state.events.pruned("volume", bytes);
-    let names = if removed.is_empty() {
-        Value::Null
-    } else {
-        json!(removed)
-    };
+    // A list even of none, unlike what other prunings answer.
     Ok(Json(
-        json!({ "VolumesDeleted": names, "SpaceReclaimed": bytes }),
+        json!({ "VolumesDeleted": removed, "SpaceReclaimed": bytes }),
     ))
 }
