@@ -5,7 +5,6 @@
 //! the supervisor out of the test harness's way.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use bulkhead_agent_protocol::{
@@ -132,8 +131,13 @@ fn test_box(host: &Host, mode: &str) -> TestBox {
          exec {} --exact hostile::agent\n",
         executable.display()
     );
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // By another process: a descriptor of ours, open for writing, could still be in what a
+    // test beside this one forks, and nobody may execute a file that somebody writes.
+    let written = std::process::Command::new("sh")
+        .args(["-c", r#"printf %s "$1" > "$0" && chmod 755 "$0""#])
+        .args([script.as_os_str(), text.as_ref()])
+        .status();
+    assert!(written.unwrap().success());
     let deadlines = Deadlines {
         boot: Duration::from_secs(3),
         call: Duration::from_secs(3),
