@@ -27,8 +27,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// A run that lasted this long resets the pause.
 const GOOD_RUN: Duration = Duration::from_secs(10);
-/// How long a container may take to die of SIGKILL before a removal gives up.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a container may take to die of SIGKILL before a stop or a removal gives up. An
+/// emulated machine on a host with seven times as much to do as it has CPUs took more than 10 s,
+/// which is dockerd's limit.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
 
 type Reply<T> = oneshot::Sender<ApiResult<T>>;
 
