@@ -241,11 +241,12 @@ mod tests {
         fs::create_dir_all(dir.path().join("sub/deep")).unwrap();
         fs::write(dir.path().join("sub/file"), "mine").unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
-        std::os::unix::fs::symlink("../../../../sub", dir.path().join("sub/up")).unwrap();
+        std::os::unix::fs::symlink("../sub", dir.path().join("sub/up")).unwrap();
+        std::os::unix::fs::symlink("../../../../sub", dir.path().join("sub/away")).unwrap();
         assert!(find(dir.path(), Some("sub/deep")).is_ok());
         let up = find(dir.path(), Some("sub/up/file")).unwrap();
         assert_eq!(rustix::fs::fstat(&up).unwrap().st_size, 4);
-        for bad in ["out", "out/passwd", "sub/file/x", "missing"] {
+        for bad in ["out", "out/passwd", "sub/away", "sub/file/x", "missing"] {
             assert!(find(dir.path(), Some(bad)).is_err(), "{bad}");
         }
     }
