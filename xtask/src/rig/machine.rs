@@ -1,6 +1,8 @@
 //! The machine of the rig: how QEMU is started, how long it may run, how it is ended.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -29,11 +31,17 @@ pub struct Machine<'a> {
 pub enum End {
     /// It turned itself off.
     Off,
-    /// Its time was over.
-    TimeLimit,
+    /// Its time was over. What QEMU said of it then.
+    TimeLimit(String),
+    /// Its own kernel has not run a program for [`BEATS_LIMIT`]. What QEMU said of it.
+    Stalled(String),
     /// The chore got this signal.
     Interrupted(i32),
 }
+
+/// How long the machine may be without the sign of life that `init.sh` gives every 5 s. That
+/// needs nothing but its kernel, which no program should be able to stop.
+pub const BEATS_LIMIT: Duration = Duration::from_secs(180);
 
 /// Ends the machine however its owner is left.
 struct Running(Child);
@@ -55,8 +63,15 @@ impl Machine<'_> {
             signal_hook::flag::register_usize(number, Arc::clone(&signal), value)
                 .context("taking signals")?;
         }
+        let (mut monitor, theirs) = UnixStream::pair().context("a monitor's sockets")?;
         let started = Instant::now();
-        let mut running = Running(self.command().spawn().context("running QEMU")?);
+        let mut running = Running(
+            self.command(theirs.as_fd())
+                .spawn()
+                .context("running QEMU")?,
+        );
+        drop(theirs);
+        let mut beat = (String::new(), started);
         loop {
             if running.0.try_wait()?.is_some() {
                 return Ok(End::Off);
@@ -66,13 +81,19 @@ impl Machine<'_> {
                 return Ok(End::Interrupted(i32::try_from(signal)?));
             }
             if started.elapsed() > limit {
-                return Ok(End::TimeLimit);
+                return Ok(End::TimeLimit(state(&mut monitor)));
+            }
+            let now = std::fs::read_to_string(self.share.join("beat")).unwrap_or_default();
+            if now != beat.0 {
+                beat = (now, Instant::now());
+            } else if beat.1.elapsed() > BEATS_LIMIT {
+                return Ok(End::Stalled(state(&mut monitor)));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    fn command(&self) -> Command {
+    fn command(&self, monitor: BorrowedFd<'_>) -> Command {
         let share = self.share.display();
         // Nothing in there needs defending, and the clock must not be doubted when the
         // emulation stalls.
@@ -89,7 +110,12 @@ impl Machine<'_> {
             .args(["-smp", &self.cpus.to_string()])
             .args(["-m", &self.memory.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-no-reboot", "-monitor", "none"])
+            .arg("-no-reboot")
+            .args([
+                "-chardev",
+                &format!("socket,id=monitor,fd={}", monitor.as_raw_fd()),
+            ])
+            .args(["-mon", "chardev=monitor,mode=readline"])
             .arg("-kernel")
             .arg(self.kernel.image())
             .arg("-initrd")
@@ -115,11 +141,15 @@ impl Machine<'_> {
         // A terminal's signals are the chore's to handle.
         command.process_group(0);
         let parent = rustix::process::getpid();
+        let monitor = monitor.as_raw_fd();
         // SAFETY: between fork and exec only system calls are made, by functions that do not
         // allocate.
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
+                // SAFETY: the caller has it open until the process is spawned.
+                let monitor = BorrowedFd::borrow_raw(monitor);
+                rustix::io::fcntl_setfd(monitor, rustix::io::FdFlags::empty())?;
                 if rustix::process::getppid() == Some(parent) {
                     Ok(())
                 } else {
@@ -129,6 +159,31 @@ impl Machine<'_> {
         };
         command
     }
+}
+
+/// What QEMU says of the processors and their timers: all that there is to find out why a
+/// machine stands still.
+fn state(monitor: &mut UnixStream) -> String {
+    let mut said = Vec::new();
+    let asked = monitor
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .and_then(|()| monitor.write_all(b"info status\ninfo registers\ninfo lapic\n"));
+    if let Err(error) = asked {
+        return format!("QEMU does not listen: {error}");
+    }
+    // Its end is the time limit: QEMU keeps the socket open.
+    let mut buffer = [0; 4096];
+    while let Ok(got @ 1..) = monitor.read(&mut buffer) {
+        said.extend_from_slice(&buffer[..got]);
+    }
+    let said = String::from_utf8_lossy(&said);
+    // Without the echo of what was asked, and without the registers of floating point.
+    said.lines()
+        .filter(|line| {
+            !line.contains('\x1b') && !["XMM", "FPR", "FCW"].iter().any(|no| line.starts_with(no))
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// How fast the time stamp counter counts, kHz; QEMU's software emulation hands out this

@@ -49,18 +49,58 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let target = root.join("target/rig");
     std::fs::create_dir_all(&target).context("making target/rig")?;
     let kernel = Kernel::prepare(&target, &mut |step| eprintln!("rig: {step}"))?;
+    let mut again = true;
+    loop {
+        let run = boot(arguments, &root, &target, &kernel)?;
+        eprintln!("rig: {:.1} s in all", started.elapsed().as_secs_f64());
+        match (run.end, run.status) {
+            (End::Interrupted(signal), _) => {
+                return Ok(ExitCode::from(u8::try_from(128 + signal)?));
+            }
+            (_, Some(status)) => return Ok(ExitCode::from(status)),
+            (End::TimeLimit(state), None) => bail!(
+                "the machine was ended after {} s; {state}",
+                arguments.timeout
+            ),
+            // The emulation's fault, not of what runs in it: no program can stop a kernel.
+            (End::Stalled(state), None) if again => {
+                again = false;
+                eprintln!("rig: the machine stood still and is started again; {state}");
+            }
+            (End::Stalled(state), None) => bail!("the machine stood still; {state}"),
+            (End::Off, None) => {
+                bail!(
+                    "the machine ended without a status; it said\n{}",
+                    run.console
+                )
+            }
+        }
+    }
+}
+
+/// What is left of a machine.
+struct Run {
+    end: End,
+    /// The command's.
+    status: Option<u8>,
+    /// The end of the console's words.
+    console: String,
+}
+
+/// Boots a machine and runs the command in it.
+fn boot(arguments: &Arguments, root: &Path, target: &Path, kernel: &Kernel) -> anyhow::Result<Run> {
     let share = tempfile::Builder::new()
         .prefix("run-")
-        .tempdir_in(&target)
+        .tempdir_in(target)
         .context("making a directory for the run")?;
     std::fs::write(share.path().join("command"), script(&arguments.command)?)?;
     std::fs::write(
         share.path().join("modules"),
         kernel.modules().display().to_string(),
     )?;
-    sparse_files(&root, share.path())?;
+    sparse_files(root, share.path())?;
     let machine = Machine {
-        kernel: &kernel,
+        kernel,
         share: share.path(),
         memory: arguments.memory,
         cpus: arguments.cpus,
@@ -70,13 +110,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let status = std::fs::read_to_string(share.path().join("status")).ok();
     let status = status.and_then(|status| status.trim().parse::<u8>().ok());
     let console = keep(share, &target.join("last"))?;
-    eprintln!("rig: {:.1} s in all", started.elapsed().as_secs_f64());
-    match (end, status) {
-        (End::Interrupted(signal), _) => Ok(ExitCode::from(u8::try_from(128 + signal)?)),
-        (_, Some(status)) => Ok(ExitCode::from(status)),
-        (End::TimeLimit, None) => bail!("the machine was ended after {} s", arguments.timeout),
-        (End::Off, None) => bail!("the machine ended without a status; it said\n{console}"),
-    }
+    Ok(Run {
+        end,
+        status,
+        console,
+    })
 }
 
 /// Archives the template of scratch disks, 20 GiB of which 9p would hand over every one.
