@@ -36,8 +36,9 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
             .current_dir(&bench.root),
     )?;
     let program = std::env::current_exe()?;
+    // One processor, as for the tests (docs/adr/0028): a guest has died of the emulation of two.
     let status = Command::new(&program)
-        .args(["rig", "--timeout", LIMIT, "--"])
+        .args(["rig", "--cpus", "1", "--timeout", LIMIT, "--"])
         .arg(&program)
         .args(["bench", "--only", "machines", "--rounds"])
         .arg(bench.rounds.to_string())
