@@ -34,8 +34,13 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
     let mut waited = forwarded;
     waited.add(Signal::SIGCHLD);
+    // A terminal stops who takes its foreground from the background, which the child does, and
+    // who does more from there, as this process is then: not those that have these blocked.
+    let mut blocked = waited;
+    blocked.add(Signal::SIGTTIN);
+    blocked.add(Signal::SIGTTOU);
     let mut before = SigSet::empty();
-    if let Err(error) = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&waited), Some(&mut before)) {
+    if let Err(error) = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before)) {
         eprintln!("docker-init: {error}");
         return ExitCode::FAILURE;
     }

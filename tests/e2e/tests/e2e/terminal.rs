@@ -42,6 +42,22 @@ case!(everywhere control_characters, |cell| {
     shell.finish().ok();
 });
 
+// Its child takes the terminal's foreground, which stops who does it from the background.
+case!(everywhere an_init_on_a_terminal, |cell| {
+    let mut shell = cell.terminal(&format!("--rm --init {BUSYBOX} sh"));
+    shell.expect("# ");
+    shell.send("sh -c 'echo runs''now; exec sleep 600'\n");
+    shell.expect("runsnow");
+    shell.send([3]);
+    shell.expect("# ");
+    shell.send("echo p''id=$$ c''ode=$? $(tty)\n");
+    let said = shell.expect("code=130 /dev/pts/0");
+    assert!(!said.contains("pid=1 "), "{said}");
+    shell.expect("# ");
+    shell.send("exit 7\n");
+    shell.finish().exits(7);
+});
+
 case!(everywhere one_stream_with_carriage_returns, |cell| {
     let running = cell.terminal(&format!(
         "--rm {BUSYBOX} sh -c 'echo out; echo err >&2; tty; echo $TERM'"
