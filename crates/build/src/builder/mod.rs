@@ -47,6 +47,9 @@ pub struct Options {
     pub platform: Option<String>,
     /// `--no-cache`.
     pub no_cache: bool,
+    /// Says after each step that was run how long it took. Docker's builder does not, and
+    /// clients know its lines.
+    pub times: bool,
     /// `--cache-from`.
     pub cache_from: Vec<String>,
     /// Whether containers of finished steps are removed.
@@ -317,7 +320,7 @@ impl Build<'_> {
                 step.instruction,
                 Instruction::Run(..) | Instruction::Copy(_) | Instruction::Add(_)
             );
-            if takes_time && !cached {
+            if self.options.times && takes_time && !cached {
                 let seconds = began.elapsed().as_secs_f64();
                 stage
                     .voice

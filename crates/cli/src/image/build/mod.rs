@@ -105,6 +105,8 @@ fn run_build(ctx: Ctx, parsed: Parsed) -> LocalBoxFuture<'static, CliResult> {
         }
         let mut request = Request::post(&["build"])
             .query("dockerfile", dockerfile)
+            // A parameter of ours, which other engines do not look at.
+            .query_if("steptimes", true)
             .query_if("nocache", parsed.on("no-cache"))
             .query_if("pull", parsed.on("pull"))
             .query_if("rm", parsed.on("rm"))
