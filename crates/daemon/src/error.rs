@@ -23,7 +23,7 @@ impl ApiError {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
-            message: message.into(),
+            message: like_docker(message.into()),
         }
     }
 
@@ -64,6 +64,23 @@ impl ApiError {
     }
 }
 
+/// Errors of the system as Docker says them, "no such file or directory" in place of "No such
+/// file or directory (os error 2)": clients look for the words, docker's own for its exit code.
+fn like_docker(mut message: String) -> String {
+    const NUMBER: &str = " (os error ";
+    while let Some(at) = message.find(NUMBER) {
+        let Some(end) = message[at..].find(')') else {
+            break;
+        };
+        message.replace_range(at..=at + end, "");
+        let start = message[..at].rfind(": ").map_or(0, |colon| colon + 2);
+        if let Some(first) = message.get_mut(start..=start) {
+            first.make_ascii_lowercase();
+        }
+    }
+    message
+}
+
 impl From<IsolationError> for ApiError {
     fn from(error: IsolationError) -> Self {
         let status = match error.kind {
@@ -89,5 +106,30 @@ impl IntoResponse for ApiError {
             Json(serde_json::json!({ "message": self.message })),
         )
             .into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_errors_are_said_as_docker_says_them() {
+        let missing = std::io::Error::from_raw_os_error(2);
+        let denied = std::io::Error::from_raw_os_error(13);
+        let said = |text: String| ApiError::bad_request(text).message;
+        assert_eq!(
+            said(format!("cannot access path /x: {missing}")),
+            "cannot access path /x: no such file or directory"
+        );
+        assert_eq!(
+            said(format!("A: {missing} (B: {denied})")),
+            "A: no such file or directory (B: permission denied)"
+        );
+        assert_eq!(said(denied.to_string()), "permission denied");
+        for same in ["As it is: No", "", " (os error 2", "é (os error"] {
+            assert_eq!(said(same.to_owned()), same);
+        }
+        assert_eq!(said("é (os error 5)".to_owned()), "é");
     }
 }

@@ -341,12 +341,32 @@ pub(super) fn command_failure(command: &str, error: &IsolationError) -> (u32, St
                 "unable to start container process: exec: \"{command}\": permission denied: unknown"
             ),
         ),
-        ErrorKind::InvalidArgument => (128, StatusCode::BAD_REQUEST, error.message.clone()),
+        ErrorKind::InvalidArgument => (
+            code_of(&error.message),
+            StatusCode::BAD_REQUEST,
+            error.message.clone(),
+        ),
         _ => (
-            128,
+            code_of(&error.message),
             StatusCode::INTERNAL_SERVER_ERROR,
             error.message.clone(),
         ),
+    }
+}
+
+/// The exit code that dockerd reads from an error's words, whatever was missing or forbidden:
+/// a mount's source is as good as the command.
+fn code_of(message: &str) -> u32 {
+    let message = message.to_ascii_lowercase();
+    if ["no such file or directory", "not a directory"]
+        .iter()
+        .any(|words| message.contains(words))
+    {
+        127
+    } else if message.contains("permission denied") {
+        126
+    } else {
+        128
     }
 }
 
