@@ -87,7 +87,10 @@ async fn answer(router: Router, mut request: Request<Incoming>) -> Result<Respon
         );
         return Ok(crate::routes::docker_headers(moved.into_response()).await);
     }
-    if let Err(refused) = strip_version(&mut request).and_then(|()| strip_slash(&mut request)) {
+    let plain = strip_version(&mut request)
+        .and_then(|()| strip_slash(&mut request))
+        .and_then(|()| join_name(&mut request));
+    if let Err(refused) = plain {
         return Ok(crate::routes::docker_headers(refused.into_response()).await);
     }
     let expects = request.headers().contains_key(header::EXPECT);
@@ -255,6 +258,26 @@ fn strip_slash<B>(request: &mut Request<B>) -> Result<(), ApiError> {
     }
 }
 
+/// A container has more names by links, `parent/alias`. In a path such a name is to be one
+/// step: what stands before the last one, which says what is wanted.
+fn join_name<B>(request: &mut Request<B>) -> Result<(), ApiError> {
+    let Some(rest) = request.uri().path().strip_prefix("/containers/") else {
+        return Ok(());
+    };
+    let steps: Vec<&str> = rest.split('/').collect();
+    let wanted = if steps.ends_with(&["attach", "ws"]) {
+        2
+    } else {
+        1
+    };
+    let (name, wanted) = steps.split_at(steps.len().saturating_sub(wanted));
+    if name.len() < 2 {
+        return Ok(());
+    }
+    let path = format!("/containers/{}/{}", name.join("%2F"), wanted.join("/"));
+    set_path(request, &path)
+}
+
 /// Gives the request another path; its query stays.
 fn set_path<B>(request: &mut Request<B>, path: &str) -> Result<(), ApiError> {
     let whole = match request.uri().query() {
@@ -289,6 +312,35 @@ mod tests {
         assert_eq!(strip("/networks"), "/networks");
         assert_eq!(strip("/info/"), "/info/");
         assert_eq!(strip("/"), "/");
+    }
+
+    #[test]
+    fn a_name_by_a_link_is_one_step() {
+        let join = |uri: &str| {
+            let mut request = Request::builder().uri(uri).body(()).unwrap();
+            join_name(&mut request).unwrap();
+            request.uri().to_string()
+        };
+        for (uri, joined) in [
+            (
+                "/containers/a/b/json?size=1",
+                "/containers/a%2Fb/json?size=1",
+            ),
+            ("/containers/a/b/c/start", "/containers/a%2Fb%2Fc/start"),
+            ("/containers/a/b/attach/ws", "/containers/a%2Fb/attach/ws"),
+        ] {
+            assert_eq!(join(uri), joined);
+        }
+        for uri in [
+            "/containers/json",
+            "/containers/a/json",
+            "/containers/a/attach/ws",
+            "/containers/attach/ws",
+            "/containers/a%2Fb/json",
+            "/images/a/b/json",
+        ] {
+            assert_eq!(join(uri), uri);
+        }
     }
 
     #[test]

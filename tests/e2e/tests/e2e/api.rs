@@ -36,6 +36,20 @@ case!(a_link_is_removed_alone, |cell| {
     let mut both = vec![format!("/{child}"), format!("/{parent}/al")];
     both.sort();
     assert_eq!(names(), both);
+    // By such a name it is found like by its own.
+    for path in [format!("{parent}/al"), format!("{parent}%2Fal")] {
+        let path = format!("/containers/{path}/json");
+        let seen = cell.api("GET", &path, None).json();
+        assert_eq!(seen["Id"], child_id.as_str(), "{path}");
+    }
+    for none in [format!("{parent}/nope"), format!("{child}/al")] {
+        let seen = cell.api("GET", &format!("/containers/{none}/json"), None);
+        assert_eq!(seen.status, 404, "{none}");
+        assert_eq!(seen.message(), format!("No such container: {none}"));
+    }
+    cell.cli(&format!("exec {parent}/al echo found"))
+        .ok()
+        .says("found");
     let remove = |path: &str| cell.api("DELETE", &format!("/containers/{path}"), None);
     assert_eq!(remove(&format!("{parent}/nope?link=1")).status, 404);
     assert_eq!(remove(&format!("{parent}/al?link=1")).status, 204);

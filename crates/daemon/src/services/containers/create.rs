@@ -117,7 +117,7 @@ impl Containers {
         let attachments = super::network::attachments(&body, &host_config)?;
         for link in host_config.links.iter().flatten() {
             let name = link.split(':').next().unwrap_or_default();
-            self.find(name).map_err(|error| {
+            self.find_own(name).map_err(|error| {
                 ApiError::bad_request(format!(
                     "could not get container for {name}: {}",
                     error.message

@@ -95,7 +95,7 @@ impl Containers {
     pub fn links(&self, record: &Record) -> Vec<String> {
         own(record)
             .filter_map(|(name, alias)| {
-                let child = self.find(name).ok()?;
+                let child = self.find_own(name).ok()?;
                 let child = child.view();
                 Some(format!("/{}:/{}/{alias}", child.record.name, record.name))
             })
@@ -108,7 +108,7 @@ impl Containers {
         for parent in self.all() {
             let parent = parent.view();
             for (name, alias) in own(&parent.record) {
-                if let Ok(child) = self.find(name) {
+                if let Ok(child) = self.find_own(name) {
                     let names = out.entry(child.id.clone()).or_default();
                     names.push(format!("/{}/{alias}", parent.record.name));
                 }
@@ -123,10 +123,10 @@ impl Containers {
     /// 404.
     pub fn linked(&self, parent: &str, alias: &str) -> ApiResult<Arc<Handle>> {
         let missing = || ApiError::not_found(format!("No such container: {parent}/{alias}"));
-        let view = self.find(parent).map_err(|_| missing())?.view();
+        let view = self.find_own(parent).map_err(|_| missing())?.view();
         let mut links = own(&view.record);
         let (name, _) = links.find(|(_, own)| *own == alias).ok_or_else(missing)?;
-        self.find(name).map_err(|_| missing())
+        self.find_own(name).map_err(|_| missing())
     }
 }
 
@@ -165,7 +165,7 @@ pub(super) fn of(shared: &Arc<Shared>, record: &Record) -> ApiResult<Vec<Link>> 
     let mut out = Vec::new();
     for link in record.host_config.links.iter().flatten() {
         let (name, alias) = parts(link);
-        let view = containers.find(name)?.view();
+        let view = containers.find_own(name)?.view();
         let mut endpoints = view
             .record
             .networks

@@ -192,11 +192,21 @@ impl Containers {
         self.shared.index().by_id.values().cloned().collect()
     }
 
-    /// The container that an ID, a name or a unique prefix of an ID means.
+    /// The container that an ID, a name, a unique prefix of an ID, or a link's name
+    /// (`parent/alias`) means.
     ///
     /// # Errors
     /// 404; 400 when several IDs begin like that. Docker's words.
     pub fn find(&self, reference: &str) -> ApiResult<Arc<Handle>> {
+        let bare = reference.strip_prefix('/').unwrap_or(reference);
+        match bare.split_once('/') {
+            Some((parent, alias)) => self.linked(parent, alias),
+            None => self.find_own(reference),
+        }
+    }
+
+    /// As [`Containers::find`], but not by links.
+    fn find_own(&self, reference: &str) -> ApiResult<Arc<Handle>> {
         let missing = || ApiError::not_found(format!("No such container: {reference}"));
         let bare = reference.strip_prefix('/').unwrap_or(reference);
         if bare.is_empty() {
