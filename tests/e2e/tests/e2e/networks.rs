@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use bulkhead_e2e::{BUSYBOX, Cell, Daemon, case, host, until};
+use serde_json::json;
 
 /// A web server whose page is `page`.
 fn server(page: &str) -> String {
@@ -533,6 +534,34 @@ case!(process namespaces_of_another_container, |cell| {
     cell.cli(&format!("exec {donor} cat /dev/shm/back")).ok().says("back");
     // What ends with the one that joined is that one alone.
     assert_eq!(cell.state(&donor), "running");
+    // Whom it joins is settled when it is made: by ID, whatever becomes of the name.
+    let container = |key: &str, other: &str| {
+        let body = json!({
+            "Image": BUSYBOX,
+            "Cmd": ["true"],
+            "HostConfig": { key: format!("container:{other}") }
+        });
+        let answer = cell.api("POST", "/containers/create", Some(&body));
+        (answer.status, answer.json())
+    };
+    for (key, refused) in [("PidMode", 400), ("IpcMode", 400), ("NetworkMode", 201)] {
+        let (status, made) = container(key, &name);
+        assert_eq!(status, 201, "{key}: {made}");
+        let id = made["Id"].as_str().expect("an ID").to_owned();
+        let joins = cell.inspect(&id)["HostConfig"][key].clone();
+        assert_eq!(joins, format!("container:{donor}"), "{key}");
+        cell.cli(&format!("rm {id}")).ok();
+        let (status, made) = container(key, "nosuch");
+        assert_eq!(status, refused, "{key}: {made}");
+        if refused == 201 {
+            let id = made["Id"].as_str().expect("an ID").to_owned();
+            let start = cell.api("POST", &format!("/containers/{id}/start"), None);
+            assert_eq!(start.status, 404, "{}", start.message());
+            cell.cli(&format!("rm {id}")).ok();
+        } else {
+            assert_eq!(made["message"], "No such container: nosuch");
+        }
+    }
     for (options, words) in [
         (format!("--ipc container:{private}"), "non-shareable IPC"),
         ("--ipc container:nosuch".to_owned(), "No such container: nosuch"),
@@ -546,10 +575,14 @@ case!(process namespaces_of_another_container, |cell| {
     }
     cell.cli(&format!("kill {donor}")).ok();
     cell.until_state(&donor, "exited");
-    for what in ["pid", "ipc", "network"] {
+    for (what, words) in [
+        ("pid", "is not running"),
+        ("ipc", "is not running"),
+        ("network", "non running container"),
+    ] {
         cell.run(&format!("--rm --{what} container:{name} {BUSYBOX} true"))
             .exits(125)
-            .says("non running container");
+            .says(words);
     }
     cell.run(&format!("--rm --ipc host {BUSYBOX} ls -d /dev/shm")).ok();
 });

@@ -110,6 +110,7 @@ impl Containers {
         warnings.extend(
             bulkhead_spec::validate(&config, &host_config, isolation, facts).map_err(invalid)?,
         );
+        self.settle_joined(&mut host_config)?;
         let mappings = self.shared.mappings(isolation, &host_config);
         if mappings.is_some() {
             bulkhead_spec::check_user_namespace(&host_config).map_err(invalid)?;

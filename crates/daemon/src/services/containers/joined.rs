@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bollard_stubs::models::HostConfig;
 use bulkhead_spec::HostMount;
 use bulkhead_task::options::{IsolationKind, SHM_OF_OPTION};
 
@@ -37,10 +38,8 @@ impl Joined {
     pub(super) fn find(shared: &Arc<Shared>, record: &Record) -> ApiResult<Self> {
         let mut joined = Self::default();
         let mut others = Vec::new();
-        let other = |mode: &Option<String>| {
-            let mode = mode.as_deref()?;
-            Some(mode.strip_prefix("container:")?.to_owned())
-        };
+        let other =
+            |mode: &'_ Option<String>| mode.as_deref().and_then(of_container).map(str::to_owned);
         if let Some(reference) = other(&record.host_config.pid_mode) {
             let other = running(shared, &reference, "PID")?;
             joined.pid = Some(namespace_file(&other, "pid"));
@@ -50,7 +49,7 @@ impl Joined {
             let other = running(shared, &reference, "IPC")?;
             if other.host_config.ipc_mode.as_deref() != Some("shareable") {
                 return Err(ApiError::bad_request(format!(
-                    "cannot join IPC of container {}: non-shareable IPC (hint: use \
+                    "can't join IPC of container {}: non-shareable IPC (hint: use \
                      IpcMode:shareable for the donor container)",
                     other.id
                 )));
@@ -72,6 +71,39 @@ impl Joined {
         }
         Ok(joined)
     }
+}
+
+impl Containers {
+    /// Has the modes of a container that is being made name others by their IDs, so that it
+    /// joins the same ones whatever their names become. Those of its PID and IPC namespaces
+    /// have to be there already.
+    ///
+    /// # Errors
+    /// 400 for one that there is not.
+    pub(super) fn settle_joined(&self, host_config: &mut HostConfig) -> ApiResult<()> {
+        let settle = |mode: &mut Option<String>| -> ApiResult<()> {
+            let Some(reference) = mode.as_deref().and_then(of_container) else {
+                return Ok(());
+            };
+            // A missing image is what clients take a 404 for, and pull it.
+            let other = self
+                .find(reference)
+                .map_err(|error| ApiError::bad_request(error.message))?;
+            *mode = Some(format!("container:{}", other.id));
+            Ok(())
+        };
+        settle(&mut host_config.pid_mode)?;
+        settle(&mut host_config.ipc_mode)?;
+        // Docker looks for it when the container starts.
+        let _ = settle(&mut host_config.network_mode);
+        Ok(())
+    }
+}
+
+/// The container that a mode names.
+fn of_container(mode: &str) -> Option<&str> {
+    mode.strip_prefix("container:")
+        .filter(|other| !other.is_empty())
 }
 
 /// Whoever joins a namespace has to be in the user namespace that owns it.
@@ -137,9 +169,13 @@ fn running(shared: &Arc<Shared>, reference: &str, what: &str) -> ApiResult<Recor
     let view = containers.find(reference)?.view();
     let record = &view.record;
     if !record.state.status.is_alive() || record.state.pid == 0 {
+        let id = &record.id;
+        let join = match what {
+            "IPC" => format!("can't join IPC of container {id}: "),
+            _ => String::new(),
+        };
         return Err(ApiError::conflict(format!(
-            "cannot join {what} of a non running container: {}",
-            record.id
+            "{join}container {id} is not running"
         )));
     }
     if record.isolation != IsolationKind::Process {
