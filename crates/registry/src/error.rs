@@ -2,6 +2,7 @@
 //! these are the words.
 
 use bulkhead_image::{ImageError, Reference, ReferenceError};
+use reqwest::StatusCode;
 
 /// Shorthand.
 pub type Result<T> = std::result::Result<T, RegistryError>;
@@ -13,6 +14,8 @@ pub enum ErrorKind {
     NotFound,
     /// The credentials are wrong (401).
     Unauthorized,
+    /// The credentials do not suffice (403).
+    Forbidden,
     /// The caller's words are wrong (400).
     InvalidArgument,
     /// Everything else (500).
@@ -96,6 +99,16 @@ pub enum RegistryError {
         /// Whether the same request may do better on another try.
         transient: bool,
     },
+    /// A server did not give a file, in docker's words.
+    #[error("failed to GET {url} with status {status}: {body}")]
+    NoFile {
+        /// Its address.
+        url: String,
+        /// The answer's.
+        status: StatusCode,
+        /// The server's words.
+        body: String,
+    },
     /// What the registry sent is malformed, or too much.
     #[error("{0}")]
     InvalidAnswer(String),
@@ -129,6 +142,13 @@ impl RegistryError {
             | Self::NoMatchingPlatform(_) => ErrorKind::NotFound,
             Self::LoginFailed { .. } => ErrorKind::Unauthorized,
             Self::Refused(refusal) if refusal.status == 401 => ErrorKind::Unauthorized,
+            Self::NoFile { status, .. } => match *status {
+                StatusCode::NOT_FOUND => ErrorKind::NotFound,
+                StatusCode::BAD_REQUEST => ErrorKind::InvalidArgument,
+                StatusCode::UNAUTHORIZED => ErrorKind::Unauthorized,
+                StatusCode::FORBIDDEN => ErrorKind::Forbidden,
+                _ => ErrorKind::Other,
+            },
             _ => ErrorKind::Other,
         }
     }

@@ -10,6 +10,9 @@ use crate::Registry;
 use crate::error::{RegistryError, Result};
 use crate::http::{Server, cause, header, request_line};
 
+/// Most bytes that a server may have to say instead of a file.
+const MAX_REFUSAL: usize = 64 << 10;
+
 /// A file that is being fetched.
 #[derive(Debug)]
 pub struct FetchedFile {
@@ -38,10 +41,13 @@ impl Registry {
         let response = server.send(request, &method, &url).await?;
         let line = request_line(&method, &url);
         if !response.status().is_success() {
-            return Err(RegistryError::Transport {
-                request: line,
-                why: format!("got status code {}", response.status().as_u16()),
-                transient: false,
+            let status = response.status();
+            let body = server.read_body(response, MAX_REFUSAL, "answer").await;
+            let body = body.unwrap_or_else(|_| b"error reading body".to_vec());
+            return Err(RegistryError::NoFile {
+                url: url.to_string(),
+                status,
+                body: String::from_utf8_lossy(&body).trim().to_owned(),
             });
         }
         let text = |name: reqwest::header::HeaderName| {

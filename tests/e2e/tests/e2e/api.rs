@@ -138,8 +138,12 @@ case!(process images_from_an_address, |cell| {
     cell.run(&format!("--rm {name} echo works")).ok().says("works");
     cell.cli(&format!("rmi {name}")).ok();
     let answer = import("missing.tar");
-    let text = String::from_utf8_lossy(&answer.body).into_owned();
-    assert!(answer.status >= 400 || text.contains("errorDetail"), "{text}");
+    assert_eq!(answer.status, 404, "{}", answer.message());
+    let words = format!(
+        "failed to GET http://{}/missing.tar with status 404 Not Found:",
+        server.address()
+    );
+    assert!(answer.message().starts_with(&words), "{}", answer.message());
     cell.cli(&format!("image inspect {name}")).fails();
 });
 

@@ -35,6 +35,7 @@ pub(crate) fn api_error(error: &RegistryError) -> ApiError {
     let status = match error.kind() {
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorKind::Forbidden => StatusCode::FORBIDDEN,
         ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
         ErrorKind::Other => StatusCode::INTERNAL_SERVER_ERROR,
     };
