@@ -17,7 +17,8 @@ use crate::dockerfile::CopySpec;
 use crate::layer::{Content, Plan, Planned, content_digest, hash_node};
 use crate::seam::BuildError;
 use crate::tree::{
-    ContextLimits, ContextTree, Kind, Mtime, Node, SourceTree, clean, glob, is_pattern, resolve,
+    ContextLimits, ContextTree, Kind, Mtime, Node, SourceTree, clean, glob, is_pattern, leaves,
+    resolve,
 };
 use crate::words;
 
@@ -361,8 +362,7 @@ impl Stage<'_, '_> {
                 ));
             }
             let pattern = Path::new(&text);
-            let leaves = depth_below_root(pattern) < 0;
-            if leaves && spec.from.is_none() {
+            if leaves(pattern) && spec.from.is_none() {
                 return Err(BuildError::Invalid(format!(
                     "forbidden path outside the build context: {text} ()"
                 )));
@@ -559,19 +559,4 @@ fn parse_mode(text: &str) -> Result<u32, BuildError> {
                 go::quote(text)
             ))
         })
-}
-
-/// How deep a path ends below where it begins; negative if it leaves it on the way.
-fn depth_below_root(path: &Path) -> i64 {
-    let mut depth = 0;
-    let mut lowest = 0;
-    for part in path.components() {
-        match part {
-            std::path::Component::Normal(_) => depth += 1,
-            std::path::Component::ParentDir => depth -= 1,
-            _ => {}
-        }
-        lowest = depth.min(lowest);
-    }
-    if lowest < 0 { lowest } else { depth }
 }

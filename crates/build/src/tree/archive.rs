@@ -215,10 +215,7 @@ impl ContextTree {
             return Err(ContextError::Invalid("a path is too long".to_owned()));
         }
         let named = PathBuf::from(OsString::from_vec(raw));
-        if named
-            .components()
-            .any(|part| part == std::path::Component::ParentDir)
-        {
+        if super::leaves(&named) {
             return Err(ContextError::Invalid(format!(
                 "{} is outside of the context",
                 named.display()
@@ -644,6 +641,7 @@ mod tests {
         };
         refused(|archive| raw(archive, b"../x"));
         refused(|archive| raw(archive, b"a/../../x"));
+        refused(|archive| raw(archive, b"/../x"));
         refused(|archive| file(archive, "x", "more than ten bytes"));
         refused(|archive| file(archive, "a/b/c/d", ""));
         refused(|archive| (0..5).for_each(|n| file(archive, &n.to_string(), "")));
@@ -658,6 +656,9 @@ mod tests {
                 .append_link(&mut header, "h", "/etc/passwd")
                 .unwrap();
         });
+        let within = tree(|archive| raw(archive, b"a/../b/x"), limits).unwrap();
+        assert!(within.node(Path::new("b/x")).unwrap().is_some());
+        assert!(within.node(Path::new("a")).unwrap().is_none());
         let absolute = tree(|archive| raw(archive, b"/etc/x"), limits).unwrap();
         assert!(absolute.node(Path::new("etc/x")).unwrap().is_some());
         let broken =

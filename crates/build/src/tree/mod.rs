@@ -170,6 +170,22 @@ pub fn clean(path: &Path) -> PathBuf {
     out
 }
 
+/// Whether a path, as it is written, leads out of the root on its way.
+pub fn leaves(path: &Path) -> bool {
+    let mut depth = 0_usize;
+    for part in path.components() {
+        match part {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir => match depth.checked_sub(1) {
+                Some(less) => depth = less,
+                None => return true,
+            },
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    false
+}
+
 /// The canonical paths that a pattern with `*`, `?` and `[…]` matches, sorted. Links on the
 /// way are followed, the last is not.
 ///

@@ -15,7 +15,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use bulkhead_build::dockerfile::MAX_DOCKERFILE_BYTES;
 use bulkhead_build::ignore::IgnoreFile;
-use bulkhead_build::tree::{ContextError, ContextLimits, ContextTree, Mtime};
+use bulkhead_build::tree::{self, ContextError, ContextLimits, ContextTree, Mtime};
 use bulkhead_build::{BuildError, Host, Options, Secrets};
 use bulkhead_image::{ImageId, Reference};
 use bytes::Bytes;
@@ -408,6 +408,11 @@ fn context(
             ContextTree::read(&mut *fetched.content, spool()?, limits).map_err(context_error)?
         }
     };
+    if tree::leaves(Path::new(name)) {
+        return Err(BuildError::Invalid(format!(
+            "forbidden path outside the build context: {name} ()"
+        )));
+    }
     let small = |tree: &ContextTree, path: &str, limit: u64| {
         tree.read_small(Path::new(path), limit)
             .map_err(|source| BuildError::Files {
@@ -428,8 +433,9 @@ fn context(
         let ignore =
             IgnoreFile::parse(&ignore).map_err(|error| BuildError::Invalid(error.to_string()))?;
         for path in [".dockerignore", name] {
-            if ignore.excludes(Path::new(path)) {
-                tree.remove(Path::new(path));
+            let path = tree::clean(Path::new(path));
+            if ignore.excludes(&path) {
+                tree.remove(&path);
             }
         }
     }

@@ -14,6 +14,43 @@ fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     tar.done()
 }
 
+case!(process steps_back_stay_in_the_context, |cell| {
+    let name = cell.name("image");
+    let dockerfile = format!("FROM {BUSYBOX}\nCOPY sub/../none/../file /file\n");
+    let context = archive(&[("named", &dockerfile), ("file", "it"), ("sub/other", "")]);
+    let build = |dockerfile: &str, context: &[u8]| {
+        let path = format!("/build?t={name}&dockerfile={dockerfile}");
+        let body = Some(("application/x-tar", context));
+        let answer = bulkhead_e2e::api::request(&cell.daemon().socket(), "POST", &path, body);
+        answer.expect("an answer")
+    };
+    for way in ["sub/../named", "none/../sub/.././named", "/named"] {
+        let answer = build(way, &context);
+        let told = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(told.contains("Successfully tagged"), "{way}: {told}");
+        assert_eq!(cell.prints(&name, "cat /file"), ["it"]);
+        cell.cli(&format!("rmi {name}")).ok();
+    }
+    for way in ["../named", "sub/../../named"] {
+        let answer = build(way, &context);
+        assert!(answer.status >= 400, "{way}: {}", answer.status);
+        let words = format!("forbidden path outside the build context: {way} ()");
+        assert_eq!(answer.message(), words);
+    }
+    // The same of what is in the archive.
+    let entry = |path: &[u8]| {
+        let mut tar = Tar::new();
+        tar.file("named", &Meta::mode(0o644), dockerfile.as_bytes());
+        tar.raw(path, b"", tar::EntryType::Regular, 2, b"it");
+        tar.done()
+    };
+    let answer = build("named", &entry(b"sub/../file"));
+    let told = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(told.contains("Successfully tagged"), "{told}");
+    assert_eq!(cell.prints(&name, "cat /file"), ["it"]);
+    cell.cli(&format!("rmi {name}")).ok();
+});
+
 case!(process what_a_context_leaves_out, |cell| {
     let name = cell.name("image");
     let directory = tempfile::tempdir().expect("a directory");
