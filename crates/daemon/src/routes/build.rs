@@ -487,7 +487,7 @@ fn failure(error: &BuildError) -> Value {
 async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<Value>> {
     // What cannot be told apart is not pruned by halves.
     let filters = params.filters()?;
-    check_filters(&filters, &["label", "label!", "unused-for", "until"])?;
+    check_filters(&filters, &["id", "label", "label!", "unused-for", "until"])?;
     let mut until = None;
     for key in ["until", "unused-for"] {
         until = until.or(until_filter(&filters, key)?);
@@ -495,6 +495,7 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
     let has_label = filters
         .get("label")
         .is_some_and(|labels| !labels.is_empty());
+    let ids = filters.get("id").cloned().filter(|ids| !ids.is_empty());
     let store = state.images.store();
     let caches = state.build_caches.clone();
     let pruned = tokio::task::spawn_blocking(move || -> ApiResult<(Vec<String>, u64)> {
@@ -509,10 +510,13 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
                 store.forget_steps_to(&old.map(|image| image.id).collect::<Vec<_>>())
             }
         };
-        forget().map_err(|error| images::api_error(&error))?;
+        // Steps are known by their images, not by an ID here.
+        if ids.is_none() {
+            forget().map_err(|error| images::api_error(&error))?;
+        }
         let seconds = until.map(|until| Duration::from_secs(u64::try_from(until).unwrap_or(0)));
         caches
-            .prune(seconds.map(|seconds| UNIX_EPOCH + seconds))
+            .prune(ids.as_deref(), seconds.map(|seconds| UNIX_EPOCH + seconds))
             .map_err(|error| ApiError::internal("read the build cache", &error))
     })
     .await

@@ -143,10 +143,15 @@ impl BuildCaches {
     }
 
     /// Removes all that are not in use, nor were since a time: their names, and their bytes.
+    /// With `ids`, only those whose names begin with one of them.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn prune(&self, unused_since: Option<SystemTime>) -> io::Result<(Vec<String>, u64)> {
+    pub fn prune(
+        &self,
+        ids: Option<&[String]>,
+        unused_since: Option<SystemTime>,
+    ) -> io::Result<(Vec<String>, u64)> {
         let used = self.0.used();
         let (mut names, mut bytes) = (Vec::new(), 0);
         let entries = match fs::read_dir(&self.0.root) {
@@ -155,10 +160,11 @@ impl BuildCaches {
         };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
+            let is_meant = ids.is_none_or(|ids| ids.iter().any(|id| name.starts_with(id)));
             let used_at = entry.metadata().and_then(|metadata| metadata.modified());
             let is_fresh =
                 unused_since.is_some_and(|time| used_at.is_ok_and(|used_at| used_at >= time));
-            if is_fresh || used.contains_key(&name) {
+            if !is_meant || is_fresh || used.contains_key(&name) {
                 continue;
             }
             let size = crate::disk_usage::apparent_size(&entry.path());
@@ -252,7 +258,10 @@ mod tests {
         assert_eq!(mode & 0o777, 0o700);
         let private = take(CacheSharing::Private);
         assert_ne!(private.path, one.path);
-        assert!(caches.prune(None).unwrap().0.is_empty(), "all are in use");
+        assert!(
+            caches.prune(None, None).unwrap().0.is_empty(),
+            "all are in use"
+        );
         // One that is locked is waited for.
         let cancelled = caches.take(&request(CacheSharing::Locked), || true);
         assert!(cancelled.is_err());
@@ -284,9 +293,12 @@ mod tests {
         assert_eq!(sizes.sum::<u64>(), 5);
         let before = SystemTime::now() - Duration::from_secs(3600);
         assert!(
-            caches.prune(Some(before)).unwrap().0.is_empty(),
+            caches.prune(None, Some(before)).unwrap().0.is_empty(),
             "all are fresh"
         );
-        assert_eq!(caches.prune(None).unwrap().0.len(), 2);
+        let prune = |id: &str| caches.prune(Some(&[id.to_owned()]), None).unwrap().0;
+        assert!(prune("another").is_empty());
+        assert_eq!(prune(&directory_name("id", 1)), [directory_name("id", 1)]);
+        assert_eq!(prune(&directory_name("id", 0)[..12]).len(), 1);
     }
 }
