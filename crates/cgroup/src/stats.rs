@@ -45,6 +45,10 @@ impl Cgroup {
                 stats.total = number(&path.join("cpuacct.usage")).unwrap_or(0);
                 stats.user = number(&path.join("cpuacct.usage_user")).unwrap_or(0);
                 stats.kernel = number(&path.join("cpuacct.usage_sys")).unwrap_or(0);
+                stats.per_cpu = read(&path.join("cpuacct.usage_percpu"))
+                    .split_ascii_whitespace()
+                    .map_while(|time| time.parse().ok())
+                    .collect();
             }
             Some(Directory::V2(path)) => {
                 let text = read(&path.join("cpu.stat"));

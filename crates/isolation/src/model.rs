@@ -150,6 +150,9 @@ pub struct CpuStats {
     pub throttled_periods: u64,
     /// Time throttled.
     pub throttled_time: u64,
+    /// All CPU time, by CPU; empty where that kernel does not count it (cgroup v2).
+    #[serde(default)]
+    pub per_cpu: Vec<u64>,
 }
 
 /// Memory counters, bytes.

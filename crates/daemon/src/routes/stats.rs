@@ -132,12 +132,17 @@ fn cpu(stats: Option<&Stats>) -> Value {
         });
     };
     let cpu = &stats.cpu;
+    let mut usage = json!({
+        "total_usage": cpu.total,
+        "usage_in_kernelmode": cpu.kernel,
+        "usage_in_usermode": cpu.user,
+    });
+    // Clients take it as absent where it is not counted.
+    if !cpu.per_cpu.is_empty() {
+        usage["percpu_usage"] = json!(cpu.per_cpu);
+    }
     json!({
-        "cpu_usage": {
-            "total_usage": cpu.total,
-            "usage_in_kernelmode": cpu.kernel,
-            "usage_in_usermode": cpu.user,
-        },
+        "cpu_usage": usage,
         "system_cpu_usage": cpu.system,
         "online_cpus": cpu.online,
         "throttling_data": {

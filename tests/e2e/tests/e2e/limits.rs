@@ -296,6 +296,11 @@ case!(stats_once, |cell| {
     );
     let used = |key: &str| answer[key]["cpu_usage"]["total_usage"].as_u64();
     assert!(used("cpu_stats") > used("precpu_stats"), "{answer}");
+    // By CPU too, where the kernel counts that: in groups of version 1, which know a maximum.
+    let of_each = &answer["cpu_stats"]["cpu_usage"]["percpu_usage"];
+    let each: Vec<u64> = serde_json::from_value(of_each.clone()).unwrap_or_default();
+    let counted = !answer["memory_stats"]["max_usage"].is_null();
+    assert_eq!(counted, each.iter().sum::<u64>() > 0, "{answer}");
 });
 
 case!(stats_stream, |cell| {
