@@ -6,6 +6,7 @@
 //! its plain data types serialise because the hyperv isolation sends them to its guest.
 
 mod cpu_list;
+pub mod dev;
 mod error;
 mod model;
 

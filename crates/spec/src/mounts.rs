@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::{ContainerConfig, HostConfig, Mount as ApiMount, MountType};
+use bulkhead_isolation::dev;
 use oci_spec::runtime::{Mount, MountBuilder};
 
 use crate::namespaces::{is_of_host, of_container};
@@ -157,25 +158,8 @@ fn defaults(host_config: &HostConfig, isolation: IsolationKind) -> Vec<Default> 
     };
     let mut out = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount(
-            "/dev",
-            "tmpfs",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
-        ),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
-        ),
+        mount("/dev", "tmpfs", "tmpfs", &dev::TMPFS_OPTIONS),
+        mount("/dev/pts", "devpts", "devpts", &dev::DEVPTS_OPTIONS),
         mount(
             "/sys",
             "sysfs",

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use bulkhead_isolation::{IsolationError, Result};
+use bulkhead_isolation::{IsolationError, Result, dev};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder, Spec};
 use rustix::fs::CWD;
@@ -73,18 +73,10 @@ fn move_aside(mut mounts: Vec<Mount>, at: usize) -> std::result::Result<Vec<Moun
     // What libcontainer needs there: room for its nodes, and terminals.
     let mut own = Vec::new();
     if !has(DEV) {
-        own.push(mount(DEV, "tmpfs", &["nosuid", "mode=755", "size=65536k"])?);
+        own.push(mount(DEV, "tmpfs", &dev::TMPFS_OPTIONS)?);
     }
     if !has(PTS) {
-        let options = [
-            "nosuid",
-            "noexec",
-            "newinstance",
-            "ptmxmode=0666",
-            "mode=0620",
-            "gid=5",
-        ];
-        own.push(mount(PTS, "devpts", &options)?);
+        own.push(mount(PTS, "devpts", &dev::DEVPTS_OPTIONS)?);
     }
     mounts.splice(at..at, own);
     Ok(mounts)
