@@ -21,6 +21,28 @@ const OWN: [Signal; 9] = [
     Signal::SIGABRT,
 ];
 
+/// Those that are passed on.
+fn forwarded() -> SigSet {
+    let mut forwarded = SigSet::all();
+    for signal in OWN {
+        forwarded.remove(signal);
+    }
+    forwarded
+}
+
+/// What this process has blocked, from its first moment: who starts it sees to that, because
+/// PID 1 of a namespace loses a signal for which it has no handler yet.
+///
+/// A terminal stops who takes its foreground from the background, which the child does, and
+/// who does more from there, as this process is then: not those that have that blocked.
+pub(super) fn blocked() -> SigSet {
+    let mut blocked = forwarded();
+    for signal in [Signal::SIGCHLD, Signal::SIGTTIN, Signal::SIGTTOU] {
+        blocked.add(signal);
+    }
+    blocked
+}
+
 /// Runs what follows `--`.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let mut arguments = arguments.skip_while(|argument| argument == "--");
@@ -28,22 +50,14 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         eprintln!("docker-init: no command given");
         return ExitCode::from(127);
     };
-    let mut forwarded = SigSet::all();
-    for signal in OWN {
-        forwarded.remove(signal);
-    }
-    let mut waited = forwarded;
+    let mut waited = forwarded();
     waited.add(Signal::SIGCHLD);
-    // A terminal stops who takes its foreground from the background, which the child does, and
-    // who does more from there, as this process is then: not those that have these blocked.
-    let mut blocked = waited;
-    blocked.add(Signal::SIGTTIN);
-    blocked.add(Signal::SIGTTOU);
-    let mut before = SigSet::empty();
-    if let Err(error) = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before)) {
+    if let Err(error) = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked()), None) {
         eprintln!("docker-init: {error}");
         return ExitCode::FAILURE;
     }
+    // A payload starts with none blocked.
+    let none = SigSet::empty();
     let mut command = Command::new(&program);
     command.args(arguments);
     // SAFETY: between fork and exec only calls that are async-signal-safe.
@@ -54,7 +68,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             let own = nix::unistd::Pid::from_raw(0);
             let _ = nix::unistd::setpgid(own, own);
             let _ = nix::unistd::tcsetpgrp(std::io::stdin(), nix::unistd::getpgrp());
-            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&none), None)?;
             Ok(())
         });
     }

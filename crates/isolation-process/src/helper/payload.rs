@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use bulkhead_isolation::{ErrorKind, IsolationError, Result};
@@ -21,6 +21,7 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
+use nix::sys::signal::SigSet;
 use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process, Spec};
 use rustix::process::{Gid, Uid};
 
@@ -164,7 +165,12 @@ impl Payload {
         };
         let (arguments, environment) = (all(process.args())?, all(process.env())?);
         let path = plain(file.as_os_str().as_bytes())?;
-        default_signals();
+        let blocked = if file == Path::new(super::INIT_PATH) {
+            super::docker_init::blocked()
+        } else {
+            SigSet::empty()
+        };
+        default_signals(&blocked);
         let error = match nix::unistd::execve(&path, &arguments, &environment) {
             Ok(never) => return Ok(never),
             Err(error) => error,
@@ -193,7 +199,7 @@ impl Payload {
 }
 
 /// Rust ignores SIGPIPE, which would be inherited; and who knows what our caller ignored.
-fn default_signals() {
+fn default_signals(blocked: &SigSet) {
     /// `_NSIG` of the kernel; the C library keeps two of them for itself, and would refuse.
     const SIGNALS: i32 = 64;
     // struct kernel_sigaction: SIG_DFL, no flags, no restorer, an empty mask.
@@ -211,9 +217,8 @@ fn default_signals() {
             )
         };
     }
-    let none = nix::sys::signal::SigSet::empty();
     // Cannot fail with these arguments.
-    let _ = none.thread_set_mask();
+    let _ = blocked.thread_set_mask();
 }
 
 /// The value of an environment variable.

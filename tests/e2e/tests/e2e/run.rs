@@ -219,6 +219,10 @@ case!(everywhere init_reaps, |cell| {
         .exits(9);
     cell.run(&format!("--rm --init {BUSYBOX} sh -c 'kill -TERM $$'"))
         .exits(143);
+    // From its first moment: one that comes at once is not lost.
+    let id = cell.detached(&format!("--init {BUSYBOX} sleep 600"));
+    cell.cli(&format!("kill -s TERM {id}")).ok();
+    assert_eq!(cell.cli(&format!("wait {id}")).ok().text(), "143");
 });
 
 case!(everywhere ulimit, |cell| {
