@@ -179,6 +179,31 @@ case!(hyperv the_image_is_the_same_at_either_isolation, |cell| {
     remove(cell, &[&made[0].0, &made[1].0]);
 });
 
+case!(hyperv a_steps_changes_come_from_the_machine_that_ran_it, |cell| {
+    let guest = crate::failure::guest();
+    let path = guest.path().display().to_string();
+    let cell = &cell.on(Daemon::start(&["--guest-dir", &path]));
+    let name = cell.name("image");
+    let context = tempfile::tempdir().expect("a directory");
+    // The step is printed before it runs; this says what is not written there.
+    let step = "echo be''gun; until [ -e /end ]; do sleep 0.1; done; rm /end; echo x > /made";
+    let dockerfile = format!("FROM {BUSYBOX}\nRUN {step}\n");
+    std::fs::write(context.path().join("Dockerfile"), dockerfile).expect("a Dockerfile");
+    let mut building = cell
+        .building(&format!("-t {name} {}", context.path().display()))
+        .start();
+    drop(building.expect("begun"));
+    // From here on no machine can be started.
+    guest.close().expect("the guest's directory");
+    let id = cell.cli("ps -q --no-trunc").ok().text();
+    cell.cli(&format!("exec {id} touch /end")).ok();
+    building.finish().ok();
+    cell.nothing_left_of(&id);
+    assert_eq!(cell.prints(&name, "cat /made"), ["x"]);
+    cell.cli(&format!("run --rm {name} test -e /end")).exits(1);
+    remove(cell, &[&name]);
+});
+
 /// Containers, running or not, whose command has this word in it.
 fn containers_with(cell: &Cell, word: &str) -> Vec<String> {
     let all = cell.cli("ps -a --no-trunc --format '{{.ID}} {{.Command}}'");

@@ -101,7 +101,7 @@ case!(hyperv a_cpu_of_the_guest_triple_faults, |cell| {
 });
 
 /// A directory with the guest that the daemon would find, whose files can be replaced.
-fn guest() -> tempfile::TempDir {
+pub fn guest() -> tempfile::TempDir {
     let found = std::env::var_os("BULKHEAD_GUEST_DIR").map_or_else(
         || {
             let places = binaries();

@@ -22,6 +22,7 @@ use bulkhead_image::{
     Digest, ImageConfig, ImageError, ImageId, ImageStore, NewImage, Platform, Reference,
 };
 use bulkhead_registry::{Credentials, FetchedFile, Message, PullRequest, Reporter};
+use bulkhead_task::options::IsolationKind;
 use bytes::{Buf, Bytes};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -284,6 +285,10 @@ impl BuildHost {
         hear: &mut dyn FnMut(RunNews<'_>),
     ) -> Result<i32, HostError> {
         let ended = container.wait(WaitCondition::NextExit);
+        if container.view().record.isolation == IsolationKind::Hyperv {
+            // The machine that ran it has its changes: no other one is needed to read them.
+            container.show_files_after().await;
+        }
         container.start().await.map_err(api_error)?;
         let view = container.view();
         let log = self.state.containers.files(&view.record).log;

@@ -123,6 +123,8 @@ pub enum Command {
         /// Whether.
         hold: bool,
     },
+    /// Have the supervisor of its next run show the files when that has ended well.
+    ShowFilesAfter,
     /// Publish an event about it, after what is in the mailbox before.
     Announce {
         /// The action.
@@ -189,6 +191,8 @@ pub(super) struct Actor {
     pub(super) rest: Option<Rest>,
     /// How often they were opened.
     pub(super) rests: u64,
+    /// Whether the supervisor of this run, or the next one, shows them when that has ended.
+    files_after: bool,
     exits: u64,
     pub(super) run: u64,
     /// Ends the health check when it is dropped.
@@ -226,6 +230,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, record: Record, task: Option<Arc<Task>
         own_mailbox: commands.downgrade(),
         rest: None,
         rests: 0,
+        files_after: false,
         exits: 0,
         run: 0,
         monitor: None,
@@ -330,6 +335,7 @@ impl Actor {
                     self.finish_removal().await;
                 }
             }
+            Command::ShowFilesAfter => self.files_after = true,
             Command::Announce {
                 action,
                 attributes,
@@ -655,11 +661,16 @@ impl Actor {
         }
     }
 
-    /// The payload ended: release everything, then tell.
+    /// The payload ended: release everything, but what is wanted still, then tell.
     async fn exited(&mut self, status: ExitStatus) {
         let Some(task) = self.task.take() else { return };
         self.monitor = None;
-        super::launch::release(&self.shared, &self.record, &task).await;
+        let well = status.code == 0 && status.failure.is_none();
+        if std::mem::take(&mut self.files_after) && well {
+            self.show_files_of(task, true);
+        } else {
+            super::launch::release(&self.shared, &self.record, &task).await;
+        }
         let lasted = self
             .record
             .state

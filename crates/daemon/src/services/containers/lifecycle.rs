@@ -185,6 +185,12 @@ impl Handle {
         let _ = self.commands.send(Command::HoldAutoRemove { hold }).await;
     }
 
+    /// Has the files ready when its next run has ended well, without a start for them, for
+    /// whoever reads them right then.
+    pub async fn show_files_after(&self) {
+        let _ = self.commands.send(Command::ShowFilesAfter).await;
+    }
+
     /// Publishes an event about it once its owner has done what was asked before.
     pub async fn announce(&self, action: &str, attributes: Vec<(&'static str, String)>) {
         let action = action.to_owned();

@@ -1,6 +1,7 @@
 //! The files of a container that does not run: a supervisor shows them, without a payload,
 //! for as long as somebody looks and a moment longer, since requests come in twos and threads
-//! (`docker cp` asks what is there before it copies).
+//! (`docker cp` asks what is there before it copies). It is one that is started for that, or
+//! that of the run before, if whoever had the container run said that the files are next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +20,15 @@ use crate::services::supervisor::{self, Task};
 /// How long the files are kept open when nobody looks any more.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long those of a run that has ended wait for the first who looks. Nothing depends on it
+/// but that they go at last: who comes later has them opened again.
+const FIRST_LOOK: Duration = Duration::from_secs(60);
+
 /// A supervisor that shows files, as its container's owner task has it.
 pub(super) struct Rest {
     task: Arc<Task>,
+    /// Whether the container's payload ran there.
+    ran: bool,
     /// How many look.
     users: watch::Sender<usize>,
     number: u64,
@@ -88,14 +95,7 @@ impl Actor {
         }
         if self.rest.is_none() {
             let task = launch_files(&self.shared, &self.record).await?;
-            self.rests += 1;
-            let rest = Rest {
-                task,
-                users: watch::Sender::new(0),
-                number: self.rests,
-            };
-            self.close_when_idle(&rest);
-            self.rest = Some(rest);
+            self.show_files_of(task, false);
         }
         let rest = self.rest.as_ref();
         let rest = rest.ok_or_else(|| ApiError::conflict("the container's files are in use"))?;
@@ -109,16 +109,33 @@ impl Actor {
         })
     }
 
+    /// Has this supervisor show the files from now on; what it runs, or ran, has ended.
+    pub(super) fn show_files_of(&mut self, task: Arc<Task>, ran: bool) {
+        self.rests += 1;
+        let rest = Rest {
+            task,
+            ran,
+            users: watch::Sender::new(0),
+            number: self.rests,
+        };
+        self.close_when_idle(&rest);
+        self.rest = Some(rest);
+    }
+
     fn close_when_idle(&self, rest: &Rest) {
         let mut users = rest.users.subscribe();
         let mailbox = self.own_mailbox.clone();
         let number = rest.number;
         tokio::spawn(async move {
             loop {
-                // The first user comes at once.
-                if users.wait_for(|count| *count > 0).await.is_err()
-                    || users.wait_for(|count| *count == 0).await.is_err()
-                {
+                // Where they were opened for somebody, that is at once.
+                let first = users.wait_for(|count| *count > 0);
+                match tokio::time::timeout(FIRST_LOOK, first).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(_)) => return,
+                    Err(_) => break,
+                }
+                if users.wait_for(|count| *count == 0).await.is_err() {
                     return;
                 }
                 let again = users.wait_for(|count| *count > 0);
@@ -161,7 +178,11 @@ impl Actor {
         let Some(rest) = self.rest.take() else {
             return;
         };
-        release_files(&self.shared, &self.record, &rest.task).await;
+        if rest.ran {
+            launch::release(&self.shared, &self.record, &rest.task).await;
+        } else {
+            release_files(&self.shared, &self.record, &rest.task).await;
+        }
     }
 }
 
