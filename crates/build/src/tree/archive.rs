@@ -62,6 +62,52 @@ struct Entry {
     implied: bool,
 }
 
+/// An archive with what is missing of its last block: docker's client ends with a file's last
+/// byte when it adds a Dockerfile from elsewhere to the context.
+struct Padded<R> {
+    source: R,
+    /// Bytes that were really there.
+    real: u64,
+    /// Zeros that are still to come after them.
+    missing: Option<u64>,
+}
+
+impl<R> Padded<R> {
+    /// Bytes of a block.
+    const BLOCK: u64 = 512;
+
+    fn new(source: R) -> Self {
+        Self {
+            source,
+            real: 0,
+            missing: None,
+        }
+    }
+}
+
+impl<R: Read> Read for Padded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.missing.is_none() && !buffer.is_empty() {
+            let got = self.source.read(buffer)?;
+            if got > 0 {
+                self.real = self
+                    .real
+                    .saturating_add(u64::try_from(got).unwrap_or(u64::MAX));
+                return Ok(got);
+            }
+        }
+        let missing = self
+            .missing
+            .get_or_insert((Self::BLOCK - self.real % Self::BLOCK) % Self::BLOCK);
+        let got = usize::try_from(*missing)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        buffer[..got].fill(0);
+        *missing -= u64::try_from(got).unwrap_or(*missing);
+        Ok(got)
+    }
+}
+
 /// See the module's documentation.
 pub struct ContextTree {
     spool: Arc<File>,
@@ -111,7 +157,7 @@ impl ContextTree {
     ) -> Result<Self, ContextError> {
         let invalid = |error: io::Error| ContextError::Invalid(error.to_string());
         let source = crate::compression::decoder(source).map_err(invalid)?;
-        let mut archive = tar::Archive::new(source);
+        let mut archive = tar::Archive::new(Padded::new(source));
         archive.set_ignore_zeros(false);
         let writer = spool.try_clone().map_err(ContextError::Spool)?;
         let mut tree = Self {
@@ -121,14 +167,25 @@ impl ContextTree {
             received: 0,
         };
         let mut writer = BufWriter::with_capacity(256 << 10, writer);
+        let mut end = 0;
         for entry in archive.entries().map_err(invalid)? {
             let mut entry = entry.map_err(invalid)?;
             tree.add(&mut entry, &mut writer, &limits)?;
+            // Of a sparse file less is in the archive than its size, and the header says that.
+            let size = match entry.header().entry_type() {
+                tar::EntryType::GNUSparse => entry.header().entry_size().map_err(invalid)?,
+                _ => entry.size(),
+            };
+            end = entry.raw_file_position().saturating_add(size);
         }
         writer.flush().map_err(ContextError::Spool)?;
         drop(writer);
         // What follows the end marker is read too: clients write before they listen.
-        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(invalid)?;
+        let mut source = archive.into_inner();
+        io::copy(&mut source, &mut io::sink()).map_err(invalid)?;
+        if end > source.real {
+            return Err(invalid(io::ErrorKind::UnexpectedEof.into()));
+        }
         Ok(tree)
     }
 
@@ -588,6 +645,30 @@ mod tests {
         header.as_old_mut().name[..name.len()].copy_from_slice(name);
         header.set_cksum();
         archive.append(&header, &b""[..]).unwrap();
+    }
+
+    #[test]
+    fn an_archive_may_end_with_its_last_files_last_byte() {
+        let mut archive = tar::Builder::new(Vec::new());
+        file(&mut archive, "one", "whole\n");
+        file(&mut archive, "two", "words\n");
+        let whole = archive.into_inner().unwrap();
+        let read = |bytes: &[u8]| {
+            let limits = ContextLimits::default();
+            ContextTree::read(&mut &*bytes, tempfile::tempfile().unwrap(), limits)
+        };
+        let end = 3 * 512 + 6;
+        for length in [end, end + 1, 4 * 512, 4 * 512 + 100, 5 * 512] {
+            let tree = read(&whole[..length]).unwrap();
+            let two = tree.read_small(Path::new("two"), 100).unwrap();
+            assert_eq!(two.unwrap(), b"words\n", "{length}");
+        }
+        for length in [end - 1, end - 6, 2 * 512 + 7, 5] {
+            assert!(
+                matches!(read(&whole[..length]), Err(ContextError::Invalid(_))),
+                "{length}"
+            );
+        }
     }
 
     #[test]

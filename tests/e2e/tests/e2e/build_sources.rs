@@ -51,6 +51,21 @@ case!(process steps_back_stay_in_the_context, |cell| {
     cell.cli(&format!("rmi {name}")).ok();
 });
 
+// docker's client adds it to the archive, which then ends with the file's last byte.
+case!(process a_dockerfile_beside_the_context, |cell| {
+    let name = cell.name("image");
+    let dir = tempfile::tempdir().expect("a directory");
+    let context = dir.path().join("context");
+    std::fs::create_dir(&context).expect("a directory");
+    std::fs::write(context.join("file"), "it").expect("a file");
+    let dockerfile = dir.path().join("Dockerfile");
+    std::fs::write(&dockerfile, format!("FROM {BUSYBOX}\nCOPY . /all\n")).expect("a file");
+    let (dockerfile, context) = (dockerfile.display(), context.display());
+    cell.building(&format!("-t {name} -f {dockerfile} {context}")).output().ok();
+    assert_eq!(cell.prints(&name, "ls /all"), ["file"]);
+    cell.cli(&format!("rmi {name}")).ok();
+});
+
 case!(process what_a_context_leaves_out, |cell| {
     let name = cell.name("image");
     let directory = tempfile::tempdir().expect("a directory");
