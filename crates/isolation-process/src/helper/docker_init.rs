@@ -84,10 +84,12 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     };
     loop {
-        match waited.wait() {
-            Ok(Signal::SIGCHLD) => {}
+        match wait(&waited) {
+            Ok(libc::SIGCHLD) => {}
             Ok(signal) => {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), signal);
+                // SAFETY: the call touches no memory. A child that has ended and is not reaped
+                // yet keeps its number.
+                unsafe { libc::kill(child, signal) };
                 continue;
             }
             Err(Errno::EINTR) => continue,
@@ -96,6 +98,16 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         if let Some(code) = reap(child) {
             return ExitCode::from(code);
         }
+    }
+}
+
+/// The next of these signals, by its number: real-time ones have no name.
+fn wait(signals: &SigSet) -> Result<libc::c_int, Errno> {
+    let mut signal = 0;
+    // SAFETY: both are valid for the call.
+    match unsafe { libc::sigwait(signals.as_ref(), &raw mut signal) } {
+        0 => Ok(signal),
+        error => Err(Errno::from_raw(error)),
     }
 }
 

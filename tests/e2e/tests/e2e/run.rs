@@ -220,9 +220,11 @@ case!(everywhere init_reaps, |cell| {
     cell.run(&format!("--rm --init {BUSYBOX} sh -c 'kill -TERM $$'"))
         .exits(143);
     // From its first moment: one that comes at once is not lost.
-    let id = cell.detached(&format!("--init {BUSYBOX} sleep 600"));
-    cell.cli(&format!("kill -s TERM {id}")).ok();
-    assert_eq!(cell.cli(&format!("wait {id}")).ok().text(), "143");
+    for (signal, code) in [("TERM", "143"), ("RTMIN+3", "165")] {
+        let id = cell.detached(&format!("--init {BUSYBOX} sleep 600"));
+        cell.cli(&format!("kill -s {signal} {id}")).ok();
+        assert_eq!(cell.cli(&format!("wait {id}")).ok().text(), code);
+    }
 });
 
 case!(everywhere ulimit, |cell| {
