@@ -66,7 +66,7 @@ impl ApiError {
 
 /// Errors of the system as Docker says them, "no such file or directory" in place of "No such
 /// file or directory (os error 2)": clients look for the words, docker's own for its exit code.
-fn like_docker(mut message: String) -> String {
+pub fn like_docker(mut message: String) -> String {
     const NUMBER: &str = " (os error ";
     while let Some(at) = message.find(NUMBER) {
         let Some(end) = message[at..].find(')') else {

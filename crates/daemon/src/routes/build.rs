@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::ClientGone;
 use super::images::{encode, feed, parse_platform, stream_response, until_filter};
 use super::query::{Params, check_filters};
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiResult, like_docker};
 use crate::services::build::{BuildHost, BuildSettings, Said, secrets};
 use crate::services::images::{self, BodyReader};
 use crate::state::AppState;
@@ -457,7 +457,7 @@ fn context_error(error: ContextError) -> BuildError {
 }
 
 fn message(error: &BuildError) -> String {
-    error.to_string()
+    like_docker(error.to_string())
 }
 
 /// What came before the first line.

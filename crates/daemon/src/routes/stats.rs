@@ -96,7 +96,7 @@ fn shape(
     let never = "0001-01-01T00:00:00Z".to_owned();
     let time =
         |stats: Option<&Stats>| stats.map_or(never.clone(), |stats| format!("{:.9}", stats.at));
-    json!({
+    let mut shaped = json!({
         "name": format!("/{}", view.record.name),
         "id": view.record.id,
         "read": time(now),
@@ -108,8 +108,11 @@ fn shape(
         "cpu_stats": cpu(now),
         "precpu_stats": cpu(before),
         "memory_stats": memory(now),
-        "networks": networks(interfaces),
-    })
+    });
+    if !interfaces.is_empty() {
+        shaped["networks"] = networks(interfaces);
+    }
+    shaped
 }
 
 fn pids(stats: Option<&Stats>) -> Value {

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use super::super::body::JsonBody;
 use super::super::query::{Params, check_filters};
 use super::transfer::{encode, stream_response};
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiResult, like_docker};
 use crate::services::images;
 use crate::state::AppState;
 
@@ -285,7 +285,7 @@ impl Line {
             }),
             Self::Message(Message::Aux(value)) => json!({ "progressDetail": {}, "aux": value }),
             Self::Failed(error) => {
-                let message = error.full_message();
+                let message = like_docker(error.full_message());
                 json!({ "errorDetail": { "message": message }, "error": message })
             }
         }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::super::query::Params;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiResult, like_docker};
 use crate::services::images::{self, BodyReader, api_error};
 use crate::state::AppState;
 
@@ -311,6 +311,7 @@ async fn answer(
 }
 
 fn failure(message: &str) -> Value {
+    let message = like_docker(message.to_owned());
     json!({ "errorDetail": { "message": message }, "error": message })
 }
 
