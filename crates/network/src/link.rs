@@ -191,7 +191,7 @@ pub fn ensure_bridge(config: &BridgeConfig<'_>) -> Result<(), LinkError> {
             Err(error) if is_missing(&error) => {
                 // The kernel takes no alias for a new interface. It gets its name together with
                 // that, so that whoever is killed in between leaves nobody's under this name.
-                let unfinished = unfinished_name(config.name);
+                let unfinished = unfinished_name(config.alias);
                 if let Ok(left) = index_of(&mut netlink, &unfinished) {
                     netlink.change(RouteNetlinkMessage::DelLink(numbered(left)), 0)?;
                 }
@@ -230,10 +230,11 @@ pub fn ensure_bridge(config: &BridgeConfig<'_>) -> Result<(), LinkError> {
     ensure().map_err(failed("make", config.name))
 }
 
-/// The name that a bridge has while it is being made, always the same.
-fn unfinished_name(name: &str) -> String {
+/// The name that a bridge of an owner has while it is being made; one at a time is. One of
+/// this name at a start of the owner is what it was killed over.
+pub fn unfinished_name(alias: &str) -> String {
     let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
+    alias.hash(&mut hasher);
     format!("bh-new{:08x}", hasher.finish() & 0xffff_ffff)
 }
 

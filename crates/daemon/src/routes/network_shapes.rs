@@ -31,7 +31,7 @@ pub fn network(view: &NetworkView, members: bool) -> Value {
         "Created": format!("{:.9}", record.created),
         "Scope": "local",
         "Driver": record.driver.as_str(),
-        "EnableIPv4": true,
+        "EnableIPv4": record.ipv4,
         "EnableIPv6": record.ipv6,
         "IPAM": {
             "Driver": "default",

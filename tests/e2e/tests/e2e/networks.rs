@@ -430,6 +430,103 @@ case!(configurations_for_other_networks, |cell| {
     cell.cli(&format!("network rm {source}")).ok();
 });
 
+/// A network of IPv6 addresses that no other case has, without its length.
+fn ipv6_network(cell: &Cell) -> String {
+    let number = cell.number();
+    format!("fdb5:{:x}:{:x}:", (number >> 16) & 0xffff, number & 0xffff)
+}
+
+case!(a_network_with_ipv6, |cell| {
+    let (net, name, page) = (cell.name("net"), cell.name("web"), cell.name("page"));
+    let prefix = ipv6_network(cell);
+    cell.cli(&format!("network create --ipv6 --subnet {prefix}:/64 {net}"))
+        .ok();
+    let shown = cell.cli(&format!("network inspect {net}")).ok().json()[0].clone();
+    assert_eq!(shown["EnableIPv6"], true);
+    assert_eq!(shown["IPAM"]["Config"].as_array().map(Vec::len), Some(2), "{shown}");
+    let address = format!("{prefix}:50");
+    let web = cell.detached(&format!(
+        "--name {name} --network {net} --ip6 {address} {BUSYBOX} {}",
+        server(&page)
+    ));
+    let seen = cell.inspect(&web)["NetworkSettings"]["Networks"][&net].clone();
+    assert_eq!(seen["GlobalIPv6Address"], address);
+    assert_eq!(seen["GlobalIPv6PrefixLen"], 64);
+    assert_eq!(seen["IPv6Gateway"], format!("{prefix}:1"));
+    assert!(seen["IPAddress"].as_str().is_some_and(|v4| !v4.is_empty()), "{seen}");
+    serves(cell, &format!("[{address}]:80"), &page);
+    // By number, by name, and out by the gateway.
+    cell.run(&format!(
+        "--rm --network {net} {BUSYBOX} sh -c 'wget -q -O - http://[{address}]/ && \
+         ping -6 -c 1 {name} && ping -6 -c 1 {prefix}:1 && ip -6 route | grep ^default'"
+    ))
+    .ok()
+    .says(&page)
+    .says(&address);
+    cell.cli(&format!("rm -f {web}")).ok();
+    cell.cli(&format!("network rm {net}")).ok();
+    cell.cli(&format!("network create --subnet {prefix}:/64 {net}"))
+        .fails();
+});
+
+case!(ours a_network_without_ipv4, |cell| {
+    let (net, name, page) = (cell.name("net"), cell.name("web"), cell.name("page"));
+    let create = |ipv4: bool, ipv6: bool| {
+        let body = json!({ "Name": net, "EnableIPv4": ipv4, "EnableIPv6": ipv6 });
+        cell.api("POST", "/networks/create", Some(&body))
+    };
+    let refused = create(false, false);
+    assert_eq!(refused.status, 400);
+    assert!(refused.message().contains("IPv4 or IPv6"), "{}", refused.message());
+    assert_eq!(create(false, true).status, 201);
+    let shown = cell.cli(&format!("network inspect {net}")).ok().json()[0].clone();
+    assert_eq!((&shown["EnableIPv4"], &shown["EnableIPv6"]), (&json!(false), &json!(true)));
+    let web = cell.detached(&format!(
+        "--name {name} --network {net} -p 127.0.0.1::80 {BUSYBOX} {}",
+        server(&page)
+    ));
+    let seen = cell.inspect(&web)["NetworkSettings"]["Networks"][&net].clone();
+    assert_eq!(seen["IPAddress"], "");
+    let address = seen["GlobalIPv6Address"].as_str().expect("an address").to_owned();
+    serves(cell, &format!("[{address}]:80"), &page);
+    // The host's port is one of IPv4.
+    serves(cell, &format!("127.0.0.1:{}", port(cell, &web, "80")), &page);
+    let client = format!("--rm --network {net} {BUSYBOX}");
+    cell.run(&format!("{client} ping -6 -c 1 {name}")).ok().says(&address);
+    let addresses = cell.run(&format!("{client} ip address show eth0")).ok();
+    assert!(!addresses.text().contains("inet "), "{addresses}");
+    cell.cli(&format!("rm -f {web}")).ok();
+    cell.cli(&format!("network rm {net}")).ok();
+});
+
+/// The name that a bridge of a daemon has before it is finished.
+fn unfinished_bridge(exec_root: &str) -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    format!("bulkhead {exec_root}").hash(&mut hasher);
+    format!("bh-new{:08x}", hasher.finish() & 0xffff_ffff)
+}
+
+case!(ours process a_bridge_that_was_not_finished_is_swept, |cell| {
+    let cell = cell.on(Daemon::start(&[]));
+    let own = unfinished_bridge(&cell.daemon().exec_root().display().to_string());
+    let others = unfinished_bridge(&cell.name("other"));
+    let ip = |words: &str| {
+        let status = std::process::Command::new("ip").args(words.split(' ')).status();
+        assert!(status.expect("is there").success(), "ip {words}");
+    };
+    let there = |bridge: &str| std::path::Path::new("/sys/class/net").join(bridge).exists();
+    cell.daemon().kill();
+    for bridge in [&own, &others] {
+        ip(&format!("link add {bridge} type bridge"));
+    }
+    cell.daemon().restart();
+    let (left, kept) = (there(&own), there(&others));
+    ip(&format!("link delete {others}"));
+    assert!(!left && kept, "left {left}, kept {kept}");
+    cell.finish();
+});
+
 case!(networks_outlive_the_daemon, |cell| {
     if cell.now_or_then(false, true) {
         return;

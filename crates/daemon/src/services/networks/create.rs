@@ -103,23 +103,23 @@ impl State {
                 return Err(ApiError::not_found(format!("plugin \"{other}\" not found")));
             }
         }
+        let ipv4 = request.enable_ipv4.unwrap_or(true);
         let ipv6 = request.enable_ipv6.unwrap_or(false);
-        if request.enable_ipv4 == Some(false) {
-            return Err(ApiError::bad_request(
-                "IPv4 cannot be disabled in this version of bulkhead",
-            ));
+        if !ipv4 && !ipv6 {
+            return Err(ApiError::bad_request("IPv4 or IPv6 must be enabled"));
         }
         let internal = request.internal.unwrap_or(false);
         let configs = ipam.config.as_deref().unwrap_or_default();
         let pools = match config_only {
             true => configured_pools(configs)?,
-            false => self.pools(configs, ipv6, &bridge)?,
+            false => self.pools(configs, [ipv4, ipv6], &bridge)?,
         };
         Ok(Network {
             id,
             name: name.to_owned(),
             created: Timestamp::now(),
             driver,
+            ipv4,
             ipv6,
             internal,
             attachable: request.attachable.unwrap_or(false),
@@ -170,6 +170,7 @@ impl State {
         }
         request.labels = Some(source.labels.clone().into_iter().collect());
         request.options = Some(source.options.clone().into_iter().collect());
+        request.enable_ipv4 = Some(source.ipv4);
         request.enable_ipv6 = Some(source.ipv6);
         let options = source.ipam_options.clone();
         request.ipam = Some(Ipam {
@@ -199,7 +200,12 @@ impl State {
         Ok(name.to_owned())
     }
 
-    fn pools(&mut self, configs: &[IpamConfig], ipv6: bool, bridge: &str) -> ApiResult<Vec<Pool>> {
+    fn pools(
+        &mut self,
+        configs: &[IpamConfig],
+        [ipv4, ipv6]: [bool; 2],
+        bridge: &str,
+    ) -> ApiResult<Vec<Pool>> {
         if configs.len() > MAX_POOLS {
             return Err(ApiError::bad_request("too many IPAM configurations"));
         }
@@ -225,7 +231,12 @@ impl State {
                 "IPv6 subnet given, but IPv6 is not enabled for this network: use --ipv6",
             ));
         }
-        if !has(&pools, false) {
+        if !ipv4 && has(&pools, false) {
+            return Err(ApiError::bad_request(
+                "IPv4 subnet given, but IPv4 is not enabled for this network: use --ipv4",
+            ));
+        }
+        if ipv4 && !has(&pools, false) {
             let mut chosen = self.choose_pool("", bridge)?;
             if let Some(config) = rest {
                 chosen = Pool {

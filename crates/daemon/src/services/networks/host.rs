@@ -363,10 +363,10 @@ impl State {
                     )
             })
             .collect();
+        let unfinished = link::unfinished_name(&self.host.alias);
         for found in link::links().map_err(link_error)? {
-            if found.alias.as_deref() != Some(&self.host.alias)
-                || known.contains(found.name.as_str())
-            {
+            let ours = found.alias.as_deref() == Some(&self.host.alias) || found.name == unfinished;
+            if !ours || known.contains(found.name.as_str()) {
                 continue;
             }
             tracing::info!(interface = %found.name, "sweeping an interface that nobody uses");

@@ -259,6 +259,7 @@ impl Networks {
             name: name.to_owned(),
             created: Timestamp::now(),
             driver,
+            ipv4: true,
             ipv6: false,
             internal: false,
             attachable: false,

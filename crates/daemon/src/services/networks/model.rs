@@ -59,6 +59,9 @@ pub struct Network {
     pub created: Timestamp,
     /// What makes it.
     pub driver: Driver,
+    /// Whether it has IPv4.
+    #[serde(default = "has_ipv4")]
+    pub ipv4: bool,
     /// Whether it has IPv6.
     pub ipv6: bool,
     /// Whether nothing else can be reached from it.
@@ -83,6 +86,11 @@ pub struct Network {
     /// The name of the network that its configuration is from; empty when it has its own.
     #[serde(default)]
     pub config_from: String,
+}
+
+/// Every network of a record from before there were others.
+fn has_ipv4() -> bool {
+    true
 }
 
 /// Names of the networks there are from the start.

@@ -616,9 +616,13 @@ impl State {
         let Some(live) = self.sandboxes.get_mut(&member.id) else {
             return Ok(());
         };
-        let target = endpoint.as_ref().and_then(|endpoint| endpoint.ipv4);
+        let mut addresses = endpoint.iter().flat_map(|endpoint| {
+            let v4 = endpoint.ipv4.map(|net| IpAddr::V4(net.addr()));
+            let v6 = endpoint.ipv6.map(|net| IpAddr::V6(net.addr()));
+            v4.into_iter().chain(v6)
+        });
         let unchanged = match live.publications.first() {
-            Some(first) => target.is_some_and(|net| IpAddr::V4(net.addr()) == first.target.ip()),
+            Some(first) => addresses.any(|address| address == first.target.ip()),
             None => member.ports.is_empty() || endpoint.is_none(),
         };
         if unchanged {
