@@ -26,7 +26,7 @@ use crate::events::EventBus;
 use crate::lifetime::{DataRootLock, LifetimeError, Pidfile, make_private_dir};
 use crate::remote::{RemoteError, RemoteListener};
 use crate::services::build::BuildCaches;
-use crate::services::containers::Containers;
+use crate::services::containers::{Containers, Stored};
 use crate::services::images::Images;
 use crate::services::networks::Networks;
 use crate::services::system::System;
@@ -152,10 +152,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
     make_private_dir(&config.exec_root)?;
     let events = EventBus::default();
     let store = Store::open(&config.data_root)?;
-    let held = crate::services::containers::held_layers(&store)
-        .await
-        .map_err(ServerError::Recovery)?;
-    let image_store = open_images(&config.data_root, held).await?;
+    let stored = Stored::read(&store).await.map_err(ServerError::Recovery)?;
+    let image_store = open_images(&config.data_root, stored.layers()).await?;
     let volumes = Volumes::new(&config, store.clone(), events.clone());
     volumes.recover().await.map_err(ServerError::Recovery)?;
     let networks = Networks::open(&config, store.clone(), events.clone())
@@ -169,7 +167,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Serv
         volumes.clone(),
         networks.clone(),
     )?;
-    containers.recover().await.map_err(ServerError::Recovery)?;
+    containers
+        .recover(stored)
+        .await
+        .map_err(ServerError::Recovery)?;
     crate::services::build::sweep(&config, &containers).await;
     let state: AppState = Arc::new(Daemon {
         store,

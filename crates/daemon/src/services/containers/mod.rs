@@ -55,7 +55,7 @@ pub use create::{Created, new_id};
 pub use exec::{Exec, ExecRequest, ExecState};
 pub use model::{Record, State, Status, View};
 pub use mounts::MountPoint;
-pub use recovery::held_layers;
+pub use recovery::Stored;
 pub use update::UpdateRequest;
 
 /// What owner tasks share.

@@ -17,52 +17,63 @@ use crate::error::{ApiError, ApiResult};
 use crate::services::supervisor::{self, Task};
 use crate::store::Store;
 
-/// The layers of all containers, each as often as a container has it.
-///
-/// # Errors
-/// That the store can't be read.
-pub async fn held_layers(store: &Store) -> ApiResult<Vec<PathBuf>> {
-    let rows = store
-        .containers()
-        .await
-        .map_err(|error| ApiError::internal("read containers", &error))?;
-    let records = rows
-        .iter()
-        .filter_map(|(_, text)| serde_json::from_str::<Record>(text).ok());
-    Ok(records.flat_map(|record| record.all_layers()).collect())
+/// The containers of an earlier daemon, as the store has them.
+#[derive(Debug)]
+pub struct Stored {
+    /// Those that cannot be read, too.
+    ids: HashSet<String>,
+    records: Vec<Record>,
+}
+
+impl Stored {
+    /// Reads them all.
+    ///
+    /// # Errors
+    /// That the store can't be read.
+    pub async fn read(store: &Store) -> ApiResult<Self> {
+        let rows = store
+            .containers()
+            .await
+            .map_err(|error| ApiError::internal("read containers", &error))?;
+        let mut stored = Self {
+            ids: HashSet::with_capacity(rows.len()),
+            records: Vec::with_capacity(rows.len()),
+        };
+        for (id, text) in rows {
+            match serde_json::from_str(&text) {
+                Ok(record) => stored.records.push(record),
+                Err(error) => tracing::error!(%id, %error, "record of a container is damaged"),
+            }
+            stored.ids.insert(id);
+        }
+        Ok(stored)
+    }
+
+    /// The layers of all of them, each as often as a container has it.
+    pub fn layers(&self) -> Vec<PathBuf> {
+        self.records.iter().flat_map(Record::all_layers).collect()
+    }
 }
 
 impl Containers {
     /// Brings in every container of the store. Call once, before the first request.
     ///
     /// # Errors
-    /// That the store can't be read. A container that can't be recovered ends as exited,
-    /// with the reason in its state.
-    pub async fn recover(&self) -> ApiResult<()> {
+    /// What networks say. A container that can't be recovered ends as exited, with the reason
+    /// in its state.
+    pub async fn recover(&self, stored: Stored) -> ApiResult<()> {
         let shared = &self.shared;
-        let rows = shared
-            .store
-            .containers()
-            .await
-            .map_err(|error| ApiError::internal("read containers", &error))?;
-        let mut known = HashSet::new();
-        let mut recoveries = Vec::new();
-        for (id, text) in rows {
-            known.insert(id.clone());
-            match serde_json::from_str::<Record>(&text) {
-                Ok(record) => {
-                    shared
-                        .index()
-                        .names
-                        .insert(record.name.clone(), record.id.clone());
-                    // Before anything that may end it.
-                    super::mounts::adopt(shared, &record);
-                    recoveries.push(self.recover_one(record));
-                }
-                Err(error) => tracing::error!(%id, %error, "record of a container is damaged"),
-            }
+        let mut recoveries = Vec::with_capacity(stored.records.len());
+        for record in stored.records {
+            shared
+                .index()
+                .names
+                .insert(record.name.clone(), record.id.clone());
+            // Before anything that may end it.
+            super::mounts::adopt(shared, &record);
+            recoveries.push(self.recover_one(record));
         }
-        self.sweep_unknown(&known).await;
+        self.sweep_unknown(&stored.ids).await;
         futures::future::join_all(recoveries).await;
         shared.networks.settle().await?;
         shared.volumes.unmount_idle();
