@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -124,12 +125,23 @@ impl SharePlan {
                 socket,
             });
         } else {
+            let writable_below = options.read_only
+                && options.recursive
+                && !options.read_only_below
+                && has_mounts_below(&source);
+            if writable_below {
+                // The guest sees one mount, and its server knows of each file which it is on.
+                let kept = mount.options().iter().flatten();
+                let kept = kept.filter(|option| *option != "ro").cloned().collect();
+                mount.set_options(Some(kept));
+            }
             inherit(mount, &source);
             self.files.push((
                 number,
                 ShareConfig {
                     source,
                     read_only: options.read_only,
+                    writable_below,
                     recursive: options.recursive,
                     follow_mounts: options.follow_mounts,
                     events: true,
@@ -172,6 +184,7 @@ fn is_bind(mount: &Mount) -> bool {
 
 struct Options {
     read_only: bool,
+    read_only_below: bool,
     recursive: bool,
     follow_mounts: bool,
 }
@@ -180,13 +193,15 @@ impl Options {
     fn of(mount: &Mount, destination: &str) -> Result<Self> {
         let mut options = Self {
             read_only: false,
+            read_only_below: false,
             recursive: false,
             follow_mounts: false,
         };
         for option in mount.options().iter().flatten() {
             match option.as_str() {
-                "ro" | "rro" => options.read_only = true,
-                "rw" | "rrw" => options.read_only = false,
+                "ro" => options.read_only = true,
+                "rro" => (options.read_only, options.read_only_below) = (true, true),
+                "rw" | "rrw" => (options.read_only, options.read_only_below) = (false, false),
                 "rbind" => options.recursive = true,
                 "slave" | "rslave" => options.follow_mounts = true,
                 "shared" | "rshared" => {
@@ -200,6 +215,26 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+/// Whether something is mounted below a path; not, where that cannot be told.
+fn has_mounts_below(path: &Path) -> bool {
+    // The table is written in octal where a path has one of these (proc_pid_mountinfo(5)).
+    let mut shown = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => shown.extend(format!("\\{byte:03o}").into_bytes()),
+            byte => shown.push(byte),
+        }
+    }
+    if shown.last() != Some(&b'/') {
+        shown.push(b'/');
+    }
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    table.split(|byte| *byte == b'\n').any(|line| {
+        let point = line.split(|byte| *byte == b' ').nth(4);
+        point.is_some_and(|point| point.len() > shown.len() && point.starts_with(&shown))
+    })
 }
 
 /// What the host's mount does not allow, the guest's does not either.

@@ -18,4 +18,4 @@ pub use inherited::take_socket;
 pub use limits::Limits;
 pub use namespaces::{Missing, leave, leave_available};
 pub use rights::{Identity, give_up_all, give_up_all_but, hide_from_debuggers};
-pub use root::{ReadOnlyRoot, change_root, empty_root, own_mounts, restrict_mount};
+pub use root::{ReadOnlyRoot, change_root, empty_root, own_mounts, protect_mount, restrict_mount};

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
@@ -74,6 +74,23 @@ pub fn change_root(root: &Path) -> Result<(), JailError> {
 /// # Errors
 /// What the system says.
 pub fn restrict_mount(tree: impl AsFd, set: u64, propagation: u64) -> io::Result<()> {
+    set_attributes(tree.as_fd(), set, propagation, libc::AT_RECURSIVE)
+}
+
+/// Makes a mount read-only, and none of those below it.
+///
+/// # Errors
+/// What the system says.
+pub fn protect_mount(tree: impl AsFd) -> io::Result<()> {
+    set_attributes(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, 0, 0)
+}
+
+fn set_attributes(
+    tree: BorrowedFd<'_>,
+    set: u64,
+    propagation: u64,
+    depth: libc::c_int,
+) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: set,
         attr_clr: 0,
@@ -85,9 +102,9 @@ pub fn restrict_mount(tree: impl AsFd, set: u64, propagation: u64) -> io::Result
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            tree.as_fd().as_raw_fd(),
+            tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | depth,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )

@@ -122,7 +122,7 @@ fn take_source(config: &ShareConfig) -> Result<OwnedFd, JailError> {
     let tree = rustix::mount::open_tree(CWD, &config.source, flags | recursive)
         .map_err(step("take the source"))?;
     let mut set = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-    if config.read_only {
+    if config.read_only && !config.writable_below {
         set |= libc::MOUNT_ATTR_RDONLY;
     }
     let propagation = if config.follow_mounts {
@@ -131,6 +131,9 @@ fn take_source(config: &ShareConfig) -> Result<OwnedFd, JailError> {
         libc::MS_PRIVATE
     };
     bulkhead_jail::restrict_mount(&tree, set, propagation).map_err(step("restrict the share"))?;
+    if config.read_only && config.writable_below {
+        bulkhead_jail::protect_mount(&tree).map_err(step("restrict the share"))?;
+    }
     Ok(tree)
 }
 

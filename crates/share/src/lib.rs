@@ -40,6 +40,8 @@ pub struct ShareConfig {
     pub source: PathBuf,
     /// Whether nothing in it can be changed.
     pub read_only: bool,
+    /// Whether `read_only` is not meant of what is mounted below the source.
+    pub writable_below: bool,
     /// Whether what is mounted below the source is part of it.
     pub recursive: bool,
     /// Whether mounts that the host makes below the source later on become part of it.

@@ -76,7 +76,7 @@ fn prepare(config: &ShareConfig) -> Result<Server, Failure> {
     jail::give_up_rights()?;
     Ok(Server::new(
         root,
-        config.read_only,
+        config.read_only && !config.writable_below,
         config.events,
         Limits::within(descriptors),
     )?)

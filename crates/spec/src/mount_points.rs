@@ -54,8 +54,8 @@ pub enum MountSource {
         /// Made when it is missing, instead of being an error.
         create: bool,
         /// How mounts travel: one of `private`, `rprivate`, `slave`, `rslave`, `shared`,
-        /// `rshared`.
-        propagation: String,
+        /// `rshared`. `None` where nothing was said.
+        propagation: Option<String>,
     },
     /// A volume.
     Volume {
@@ -136,6 +136,7 @@ pub(crate) fn refuse_to_share(
 ) -> Result<(), Invalid> {
     for request in requested_mounts(config, host_config)? {
         if let MountSource::Host { propagation, .. } = request.source
+            && let Some(propagation) = propagation
             && matches!(propagation.as_str(), "shared" | "rshared")
         {
             return Err(Invalid::PropagationToHost(propagation));
@@ -408,10 +409,12 @@ fn parse_mount(mount: &ApiMount) -> Result<Option<MountRequest>, Invalid> {
     }))
 }
 
-fn propagation(wanted: &str) -> Result<String, Invalid> {
+fn propagation(wanted: &str) -> Result<Option<String>, Invalid> {
     match wanted {
-        "" => Ok("rprivate".to_owned()),
-        "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" => Ok(wanted.to_owned()),
+        "" => Ok(None),
+        "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" => {
+            Ok(Some(wanted.to_owned()))
+        }
         _ => Err(Invalid::Propagation(wanted.to_owned())),
     }
 }
@@ -497,7 +500,7 @@ mod tests {
         assert!(found[1].read_only && found[1].mode == "ro,z,rslave");
         assert!(matches!(
             &found[1].source,
-            MountSource::Host { propagation, .. } if propagation == "rslave"
+            MountSource::Host { propagation: Some(propagation), .. } if propagation == "rslave"
         ));
         assert!(matches!(
             &found[2].source,

@@ -17,7 +17,7 @@ use super::query::{Params, check_filters};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
 use crate::services::containers::lifecycle::WaitCondition;
-use crate::services::containers::{UpdateRequest, signals};
+use crate::services::containers::{CreateRequest, UpdateRequest, signals};
 use crate::state::AppState;
 
 /// Bytes that clients send for an empty body: `null` or `{}`, and the end of a line.
@@ -51,12 +51,18 @@ async fn create(
         return Err(ApiError::bad_request("invalid JSON: an object is expected"));
     }
     super::body::as_go_reads(&mut body);
-    if version < ApiVersion(1, 44) {
+    let old = version < ApiVersion(1, 44);
+    if old {
         refuse_several_networks(&body)?;
     }
     let created = state
         .containers
-        .create(params.get("name"), params.get("platform"), body)
+        .create(CreateRequest {
+            name: params.get("name"),
+            platform: params.get("platform"),
+            body,
+            read_only_recursive: !old,
+        })
         .await?;
     Ok((
         StatusCode::CREATED,

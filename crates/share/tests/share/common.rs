@@ -23,6 +23,7 @@ pub fn config(source: &Path) -> ShareConfig {
     ShareConfig {
         source: source.to_owned(),
         read_only: false,
+        writable_below: false,
         recursive: true,
         follow_mounts: false,
         events: true,

@@ -415,6 +415,69 @@ case!(mounts_travel_only_where_the_hosts_do, |cell| {
     drop(mounted);
 });
 
+case!(a_bind_of_the_data_root_learns_of_unmounts, |cell| {
+    let root = cell.daemon().data_root().display().to_string();
+    for bind in [
+        "-v /:/m".to_owned(),
+        format!("-v {root}:/m"),
+        format!("--mount type=bind,src={root},dst=/m"),
+    ] {
+        let id = cell.create(&format!("{bind} {BUSYBOX} ls /m"));
+        assert_eq!(cell.inspect(&id)["Mounts"][0]["Propagation"], "rslave");
+        // Wherever the host's mounts travel to: nobody asked for it.
+        cell.cli(&format!("start -a {id}")).ok();
+    }
+    let words = "must use either propagation mode \"rslave\" or \"rshared\"";
+    let below = format!("{root}/tmp");
+    for (source, mode) in [
+        (root.as_str(), "rprivate"),
+        ("/", "slave"),
+        (&below, "private"),
+    ] {
+        cell.making("create", &format!("-v {source}:/m:{mode} {BUSYBOX} true"))
+            .output()
+            .fails()
+            .says(words);
+    }
+});
+
+case!(ours read_only_holds_for_what_is_mounted_below, |cell| {
+    let dir = host_dir(cell, "dir");
+    std::fs::create_dir(dir.path().join("below")).expect("is ours");
+    let path = dir.path().display().to_string();
+    let below = dir.path().join("below");
+    let mounted = Travelling::mount(&below);
+    let script = "touch /m/no 2>/dev/null && exit 9; touch /m/below/file";
+    let read_only = format!("{path}:/m:ro");
+    let mount = format!("--mount type=bind,src={path},dst=/m,readonly");
+    for bind in [format!("-v {read_only}"), mount.clone()] {
+        cell.run(&format!("--rm {bind} {BUSYBOX} sh -c '{script}'"))
+            .exits(1)
+            .says("ead-only");
+        assert!(!below.join("file").exists());
+    }
+    let writable = format!("{mount},bind-recursive=writable");
+    cell.run(&format!("--rm {writable} {BUSYBOX} sh -c '{script}'"))
+        .ok();
+    std::fs::remove_file(below.join("file")).expect("the container wrote it");
+    // Clients of older versions know of no other way.
+    for (version, code) in [("v1.43", 0), ("v1.44", 1)] {
+        let body = json!({
+            "Image": BUSYBOX,
+            "Cmd": ["sh", "-c", script],
+            "HostConfig": { "Binds": [read_only], "Isolation": cell.isolation_name() },
+        });
+        let made = cell.api("POST", &format!("/{version}/containers/create"), Some(&body));
+        assert_eq!(made.status, 201, "{}", made.message());
+        let id = made.json()["Id"].as_str().expect("an ID").to_owned();
+        cell.cli(&format!("start -a {id}")).exits(code);
+        assert_eq!(below.join("file").exists(), code == 0, "{version}");
+        drop(std::fs::remove_file(below.join("file")));
+        cell.cli(&format!("rm {id}")).ok();
+    }
+    drop(mounted);
+});
+
 case!(ours the_files_of_an_image_are_mounted, |cell| {
     let image = cell.name("files");
     let mut tar = Tar::new();

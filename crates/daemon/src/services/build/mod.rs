@@ -34,6 +34,7 @@ use super::containers::signals;
 use super::containers::{Containers, Handle as Container};
 use crate::config::Config;
 use crate::error::ApiError;
+use crate::services::containers::CreateRequest;
 use crate::state::AppState;
 
 pub use caches::{BuildCaches, CacheView};
@@ -440,7 +441,12 @@ impl Host for BuildHost {
         let note = steps::Note::new(&self.state.config.data_root)?;
         self.runtime.block_on(async {
             let created = containers
-                .create(Some(note.name()), None, body)
+                .create(CreateRequest {
+                    name: Some(note.name()),
+                    platform: None,
+                    body,
+                    read_only_recursive: true,
+                })
                 .await
                 .map_err(api_error)?;
             self.notes().insert(created.id.clone(), note);

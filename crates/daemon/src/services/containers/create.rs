@@ -19,6 +19,20 @@ use crate::services::networks::NetworkSettings;
 /// How many made-up names are tried before one gets a number behind it.
 const NAME_TRIES: usize = 10;
 
+/// A container that is to be made.
+#[derive(Debug)]
+pub struct CreateRequest<'a> {
+    /// Its name; one is made up otherwise.
+    pub name: Option<&'a str>,
+    /// The image's platform.
+    pub platform: Option<&'a str>,
+    /// The body of `POST /containers/create`.
+    pub body: Value,
+    /// Whether read-only binds are so with what is mounted below them: clients of older
+    /// versions of the API than 1.44 count on it that they are not.
+    pub read_only_recursive: bool,
+}
+
 /// A container that was made.
 #[derive(Debug)]
 pub struct Created {
@@ -77,17 +91,18 @@ struct Image {
 }
 
 impl Containers {
-    /// Makes a container from the body of `POST /containers/create`.
+    /// Makes a container.
     ///
     /// # Errors
     /// 400 for a configuration that is refused, 404 for a missing image, 409 for a name
     /// that is taken. Nothing is left then.
-    pub async fn create(
-        &self,
-        name: Option<&str>,
-        platform: Option<&str>,
-        body: Value,
-    ) -> ApiResult<Created> {
+    pub async fn create(&self, request: CreateRequest<'_>) -> ApiResult<Created> {
+        let CreateRequest {
+            name,
+            platform,
+            body,
+            read_only_recursive,
+        } = request;
         let _creating = self.shared.creating.read().await;
         let name = name.map(names::check).transpose()?.map(str::to_owned);
         let isolation = self.requested_isolation(&body)?;
@@ -144,13 +159,20 @@ impl Containers {
         let resolved = self
             .resolve_mounts(&id, &config, &host_config, &image.layers, mappings)
             .await;
-        let resolved = match resolved {
+        let mut resolved = match resolved {
             Ok(resolved) => resolved,
             Err(error) => {
                 self.shared.release_name(&name);
                 return Err(error);
             }
         };
+        for bind in resolved
+            .mounts
+            .iter_mut()
+            .filter(|mount| mount.kind() == "bind")
+        {
+            bind.read_only_recursive &= read_only_recursive;
+        }
         let record = Record {
             id: id.clone(),
             name: name.clone(),

@@ -51,7 +51,7 @@ use crate::store::Store;
 pub use actor::{AttachTarget, Command};
 pub use archive::WriteArchive;
 pub use commit::CommitRequest;
-pub use create::{Created, new_id};
+pub use create::{CreateRequest, Created, new_id};
 pub use exec::{Exec, ExecRequest, ExecState};
 pub use model::{Record, State, Status, View};
 pub use mounts::MountPoint;

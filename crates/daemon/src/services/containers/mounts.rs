@@ -36,6 +36,9 @@ pub struct MountPoint {
     pub read_only: bool,
     /// How mounts travel; of a bind.
     pub propagation: String,
+    /// Whether nobody asked for that.
+    #[serde(default)]
+    pub default_propagation: bool,
     /// Whether what is mounted below comes along.
     pub recursive: bool,
     /// Whether read-only holds for what is mounted below.
@@ -175,6 +178,7 @@ impl Containers {
             mode: request.mode,
             read_only: request.read_only,
             propagation: String::new(),
+            default_propagation: false,
             recursive: request.recursive,
             read_only_recursive: request.read_only_recursive,
             create_source: false,
@@ -190,9 +194,11 @@ impl Containers {
                 if !create {
                     check_source(&path)?;
                 }
+                mount.default_propagation = propagation.is_none();
+                mount.propagation =
+                    super::propagation::of_bind(&path, propagation, &self.shared.config.data_root)?;
                 mount.source = path;
                 mount.create_source = create;
-                mount.propagation = propagation;
             }
             MountSource::Volume {
                 name,
@@ -325,6 +331,7 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
     let mut out = Vec::new();
     for mount in &record.mounts {
         let mut options = Vec::new();
+        let mut propagation = Some(mount.propagation.as_str()).filter(|mode| !mode.is_empty());
         let source = match (&mount.volume, &mount.image) {
             (None, Some(id)) => {
                 let list = match mount.layers.as_slice() {
@@ -350,7 +357,11 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
                 } else {
                     check_source(&mount.source)?;
                 }
-                super::propagation::check(&mount.source, &mount.propagation)?;
+                match super::propagation::check(&mount.source, &mount.propagation) {
+                    // Nobody asked for the one that a bind of the data root has by itself.
+                    Err(_) if mount.default_propagation => propagation = None,
+                    checked => checked?,
+                }
                 Path::new(&mount.source).to_owned()
             }
         };
@@ -366,7 +377,6 @@ async fn prepare_all(shared: &Shared, record: &Record) -> ApiResult<Vec<HostMoun
                 options.push("rro".to_owned());
             }
         }
-        let propagation = Some(mount.propagation.as_str()).filter(|mode| !mode.is_empty());
         options.push(propagation.unwrap_or("rprivate").to_owned());
         if let Some(subpath) = &mount.subpath {
             options.push(format!("{SUBPATH_OPTION}{subpath}"));

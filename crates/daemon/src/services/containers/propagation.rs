@@ -5,6 +5,29 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{ApiError, ApiResult};
 
+/// The propagation of a bind. One of the data root, of what is in it or above it has to learn
+/// of what is unmounted there: a container that kept a mount of ours would keep its files.
+///
+/// # Errors
+/// 400 for one that would not learn of it.
+pub(super) fn of_bind(source: &str, wanted: Option<String>, data_root: &Path) -> ApiResult<String> {
+    let path = Path::new(source);
+    let near = path.starts_with(data_root) || data_root.starts_with(path);
+    match wanted {
+        None if near => Ok("rslave".to_owned()),
+        None => Ok("rprivate".to_owned()),
+        Some(wanted) if near && !matches!(wanted.as_str(), "rslave" | "rshared") => {
+            Err(ApiError::bad_request(format!(
+                "invalid mount config: must use either propagation mode \"rslave\" or \
+                 \"rshared\" when mount source is within the daemon root, daemon root: {:?}, \
+                 bind mount source: {source:?}, propagation: {wanted:?}",
+                data_root.display().to_string()
+            )))
+        }
+        Some(wanted) => Ok(wanted),
+    }
+}
+
 /// Refuses, in Docker's words, what the mount that the source is on does not allow.
 ///
 /// # Errors
@@ -87,6 +110,32 @@ fn unescape(word: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bind_of_the_data_root_learns_of_unmounts() {
+        let root = Path::new("/var/lib/bulkhead");
+        let of = |source, wanted: &str| {
+            let wanted = Some(wanted.to_owned()).filter(|wanted| !wanted.is_empty());
+            of_bind(source, wanted, root)
+        };
+        for source in [
+            "/",
+            "/var",
+            "/var/lib/bulkhead",
+            "/var/lib/bulkhead/volumes",
+        ] {
+            assert_eq!(of(source, "").unwrap(), "rslave");
+            assert_eq!(of(source, "rshared").unwrap(), "rshared");
+            for wanted in ["private", "rprivate", "slave", "shared"] {
+                let error = of(source, wanted).unwrap_err();
+                assert!(error.message.contains(wanted), "{}", error.message);
+            }
+        }
+        for source in ["/var/lib/bulkhead2", "/va", "/srv"] {
+            assert_eq!(of(source, "").unwrap(), "rprivate");
+            assert_eq!(of(source, "slave").unwrap(), "slave");
+        }
+    }
 
     #[test]
     fn the_nearest_mount_decides_and_of_two_the_upper() {
