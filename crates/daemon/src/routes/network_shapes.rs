@@ -36,7 +36,7 @@ pub fn network(view: &NetworkView, members: bool) -> Value {
         "IPAM": {
             "Driver": "default",
             "Options": record.ipam_options,
-            "Config": record.pools.iter().map(pool).collect::<Vec<_>>(),
+            "Config": record.pools.iter().chain(&record.idle_pools).map(pool).collect::<Vec<_>>(),
         },
         "Internal": record.internal,
         "Attachable": record.attachable,

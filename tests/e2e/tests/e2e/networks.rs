@@ -214,6 +214,12 @@ case!(networks_that_cannot_be, |cell| {
         &format!("network create --subnet 10.0.0.0/99 {another}"),
         "invalid",
     );
+    if cell.now_or_then(true, false) {
+        refused(
+            &format!("network create --subnet 10.0.0.1/24 {another}"),
+            "it should be 10.0.0.0/24",
+        );
+    }
     refused("network create bridge", "bridge");
     refused("network rm bridge", "pre-defined network");
     refused("network rm nosuch", "not found");
@@ -439,11 +445,17 @@ fn ipv6_network(cell: &Cell) -> String {
 case!(a_network_with_ipv6, |cell| {
     let (net, name, page) = (cell.name("net"), cell.name("web"), cell.name("page"));
     let prefix = ipv6_network(cell);
-    cell.cli(&format!("network create --ipv6 --subnet {prefix}:/64 {net}"))
-        .ok();
+    cell.cli(&format!(
+        "network create --ipv6 --subnet {prefix}:/64 {net}"
+    ))
+    .ok();
     let shown = cell.cli(&format!("network inspect {net}")).ok().json()[0].clone();
     assert_eq!(shown["EnableIPv6"], true);
-    assert_eq!(shown["IPAM"]["Config"].as_array().map(Vec::len), Some(2), "{shown}");
+    assert_eq!(
+        shown["IPAM"]["Config"].as_array().map(Vec::len),
+        Some(2),
+        "{shown}"
+    );
     let address = format!("{prefix}:50");
     let web = cell.detached(&format!(
         "--name {name} --network {net} --ip6 {address} {BUSYBOX} {}",
@@ -453,7 +465,10 @@ case!(a_network_with_ipv6, |cell| {
     assert_eq!(seen["GlobalIPv6Address"], address);
     assert_eq!(seen["GlobalIPv6PrefixLen"], 64);
     assert_eq!(seen["IPv6Gateway"], format!("{prefix}:1"));
-    assert!(seen["IPAddress"].as_str().is_some_and(|v4| !v4.is_empty()), "{seen}");
+    assert!(
+        seen["IPAddress"].as_str().is_some_and(|v4| !v4.is_empty()),
+        "{seen}"
+    );
     serves(cell, &format!("[{address}]:80"), &page);
     // By number, by name, and out by the gateway.
     cell.run(&format!(
@@ -465,8 +480,24 @@ case!(a_network_with_ipv6, |cell| {
     .says(&address);
     cell.cli(&format!("rm -f {web}")).ok();
     cell.cli(&format!("network rm {net}")).ok();
+    // Without the family its addresses are only written down.
     cell.cli(&format!("network create --subnet {prefix}:/64 {net}"))
-        .fails();
+        .ok();
+    let shown = cell.cli(&format!("network inspect {net}")).ok().json()[0].clone();
+    let configs = shown["IPAM"]["Config"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    assert_eq!(
+        (configs.len(), &shown["EnableIPv6"]),
+        (2, &json!(false)),
+        "{shown}"
+    );
+    assert_eq!(configs[1]["Subnet"], format!("{prefix}:/64"));
+    let addresses = format!("--rm --network {net} {BUSYBOX} ip address show eth0");
+    let addresses = cell.run(&addresses).ok();
+    assert!(!addresses.text().contains(&prefix), "{addresses}");
+    cell.cli(&format!("network rm {net}")).ok();
 });
 
 case!(ours a_network_without_ipv4, |cell| {

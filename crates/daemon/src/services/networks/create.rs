@@ -109,10 +109,21 @@ impl State {
             return Err(ApiError::bad_request("IPv4 or IPv6 must be enabled"));
         }
         let internal = request.internal.unwrap_or(false);
-        let configs = ipam.config.as_deref().unwrap_or_default();
-        let pools = match config_only {
-            true => configured_pools(configs)?,
-            false => self.pools(configs, [ipv4, ipv6], &bridge)?,
+        let configs = ipam.config.unwrap_or_default();
+        let (pools, idle_pools) = match config_only {
+            true => (configured_pools(&configs)?, Vec::new()),
+            false => {
+                let (used, idle) =
+                    configs.into_iter().partition::<Vec<_>, _>(|config| {
+                        match config.subnet.as_deref().map(str::parse) {
+                            Some(Ok(IpNet::V4(_))) => ipv4,
+                            Some(Ok(IpNet::V6(_))) => ipv6,
+                            _ => true,
+                        }
+                    });
+                let pools = self.pools(&used, [ipv4, ipv6], &bridge)?;
+                (pools, configured_pools(&idle)?)
+            }
         };
         Ok(Network {
             id,
@@ -127,6 +138,7 @@ impl State {
             options,
             ipam_options: ipam.options.map(|options| options.into_iter().collect()),
             pools,
+            idle_pools,
             bridge,
             config_only,
             config_from,
@@ -226,16 +238,6 @@ impl State {
                 .iter()
                 .any(|pool| matches!(pool.subnet, IpNet::V6(_)) == v6)
         };
-        if !ipv6 && has(&pools, true) {
-            return Err(ApiError::bad_request(
-                "IPv6 subnet given, but IPv6 is not enabled for this network: use --ipv6",
-            ));
-        }
-        if !ipv4 && has(&pools, false) {
-            return Err(ApiError::bad_request(
-                "IPv4 subnet given, but IPv4 is not enabled for this network: use --ipv4",
-            ));
-        }
         if ipv4 && !has(&pools, false) {
             let mut chosen = self.choose_pool("", bridge)?;
             if let Some(config) = rest {
@@ -380,7 +382,13 @@ fn parse_network(what: &str, text: &str) -> ApiResult<IpNet> {
             "invalid network config: invalid subnet {text}"
         )));
     }
-    Ok(net.trunc())
+    if net != net.trunc() {
+        return Err(ApiError::bad_request(format!(
+            "invalid network config: invalid {what} {net}: it should be {}",
+            net.trunc()
+        )));
+    }
+    Ok(net)
 }
 
 fn check_name(name: &str) -> ApiResult<&str> {

@@ -267,6 +267,7 @@ impl Networks {
             options: BTreeMap::new(),
             ipam_options: None,
             pools: Vec::new(),
+            idle_pools: Vec::new(),
             bridge: String::new(),
             config_only: false,
             config_from: String::new(),

@@ -77,6 +77,10 @@ pub struct Network {
     pub ipam_options: Option<BTreeMap<String, String>>,
     /// Its addresses.
     pub pools: Vec<Pool>,
+    /// Those that were asked for and are of a family that it does not have: as Docker, it says
+    /// so to who asks, and nothing else.
+    #[serde(default)]
+    pub idle_pools: Vec<Pool>,
     /// Its interface on the host; empty when it has none.
     pub bridge: String,
     /// Whether it is only there for others to take their configuration from. Nobody can be on
