@@ -112,7 +112,6 @@ pub static DEVICES: &[Call] = &[
     call!(epoll_ctl),
     call!(epoll_pwait, [Is(4, 0)]),
     call!(exit),
-    call!(fallocate, [Int(1, PUNCH_HOLE)]),
     call!(futex).rare(LOCKS),
     call!(getrandom),
     call!(gettid).rare(PANIC),

@@ -52,11 +52,9 @@ fn refused(error: &VmError) -> BootError {
 }
 
 fn no_memory(error: MemoryError) -> BootError {
-    let context = error.to_string();
-    match error {
-        MemoryError::File { source, .. } | MemoryError::Map { source, .. } => {
-            BootError::Io { context, source }
-        }
+    BootError::Io {
+        context: error.to_string(),
+        source: error.source,
     }
 }
 

@@ -81,7 +81,11 @@ async fn measure(config: &MachineConfig) -> Result<(), Failure> {
             let machine = KvmEngine.prepare_machine(config, files)?.start()?;
             let ready = ready(&machine, &mut ours, start).await?;
             machine.pause().await?;
-            let figures = (ready, machine.exits(), Some(private_kib()?));
+            let figures = (
+                ready,
+                machine.exits(),
+                Some(private_kib(config.memory_bytes)?),
+            );
             machine.kill();
             machine.wait().await;
             figures
@@ -127,8 +131,8 @@ async fn ready(
 }
 
 /// What this process alone holds, the guest's memory left out, KiB: private pages of every
-/// mapping but the memory file's.
-fn private_kib() -> Result<u64, Failure> {
+/// mapping that is too small to be that.
+fn private_kib(guest_bytes: u64) -> Result<u64, Failure> {
     let maps = std::fs::read_to_string("/proc/self/smaps")?;
     let mut sum = 0;
     let mut is_guest = false;
@@ -136,7 +140,9 @@ fn private_kib() -> Result<u64, Failure> {
         let mut words = line.split_ascii_whitespace();
         let first = words.next().unwrap_or_default();
         if !first.ends_with(':') {
-            is_guest = line.contains("memfd:guest-memory");
+            let (start, end) = first.split_once('-').ok_or("not a line of smaps")?;
+            let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16));
+            is_guest = end? - start? >= guest_bytes;
         } else if matches!(first, "Private_Dirty:" | "Private_Hugetlb:") && !is_guest {
             sum += words.next().unwrap_or_default().parse::<u64>()?;
         }

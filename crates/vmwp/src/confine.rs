@@ -124,10 +124,8 @@ fn is_mapped(user: u32) -> bool {
 fn limits(config: &MachineConfig, files: &MachineFiles, user: u32) -> Limits {
     let (address_space, file_size) = match config.engine {
         EngineKind::Kvm => {
-            // The guest's memory is a file too.
-            let longest = scratch_length(files).max(config.memory_bytes);
             let file_size = match config.console {
-                Console::Quiet => Some(longest),
+                Console::Quiet => Some(scratch_length(files)),
                 Console::File { .. } => None,
             };
             (config.memory_bytes.saturating_add(ADDRESS_SPACE), file_size)
