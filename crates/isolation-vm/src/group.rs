@@ -1,7 +1,7 @@
 //! The control group of a machine's worker on the host: what it uses is counted there, and the
 //! container's share of CPUs and disks holds for all of the machine, whatever its guest does.
 //!
-//! Memory has no limit there: the guest has as much as its memory file is large, and the
+//! Memory has no limit there: the guest has as much as its machine has, and the
 //! worker's address space is limited; what else is counted are pages of its files, which the
 //! host takes back by itself.
 
