@@ -208,11 +208,7 @@ impl Cell {
     #[must_use]
     pub fn limit(&self) -> Duration {
         let limit = Duration::from_secs(if self.is_hyperv() { 180 } else { 90 });
-        if std::env::var_os("BULKHEAD_RIG").is_some() {
-            limit * 5
-        } else {
-            limit
-        }
+        if crate::in_rig() { limit * 5 } else { limit }
     }
 
     fn command(&self) -> Command {

@@ -30,6 +30,13 @@ pub use cell::{BUSYBOX, Cell, ClientKind, IsolationKind};
 pub use client::{Call, Output, Running, until};
 pub use daemon::Daemon;
 
+/// Whether this runs in the rig (`cargo xtask rig`): all is slow there, and its files are on
+/// a tmpfs of Linux 6.1.
+#[must_use]
+pub fn in_rig() -> bool {
+    std::env::var_os("BULKHEAD_RIG").is_some()
+}
+
 /// Makes tests of a case: `case!(name, |cell| …)` for both isolations and both clients.
 ///
 /// What our own client does with a VM's container it does with a process's: of the four

@@ -30,7 +30,7 @@ case!(hyperv is_chosen_by_a_trial_and_named, |cell| {
     let release = cell.run(&format!("--rm {BUSYBOX} uname -r")).ok().text();
     assert!(told.contains(&format!("VM Kernel: {release}\n")), "{told}");
     // The rig has KVM. Whether another host has, its own tests do not know.
-    if std::env::var_os("BULKHEAD_RIG").is_some() {
+    if bulkhead_e2e::in_rig() {
         let tried = format!("a trial boot of {release} worked");
         assert!(told.contains("VM Engine: kvm") && told.contains(&tried), "{told}");
         let kept = trials();

@@ -228,7 +228,7 @@ case!(hyperv kvm_is_not_permitted, |cell| {
 
     let lenient = cell.on(Daemon::start_behind(&before, &["--vm-engine", "auto"], &[]));
     // In the rig this would be an emulation in an emulation, which takes minutes to start up.
-    if std::env::var_os("BULKHEAD_RIG").is_none() {
+    if !bulkhead_e2e::in_rig() {
         lenient.run(&format!("--rm {BUSYBOX} echo emulated")).ok().says("emulated");
     }
     let info = lenient.cli("info").ok();

@@ -90,6 +90,12 @@ impl Drop for Etc {
     }
 }
 
+/// Whether files can be shown under other IDs where daemons have theirs: not in the rig, where
+/// that is a tmpfs of Linux 6.1, which learnt it with 6.3.
+fn can_map() -> bool {
+    !bulkhead_e2e::in_rig()
+}
+
 fn remapped(cell: &Cell) -> (Cell, Etc) {
     let etc = Etc::new(&format!("e2eremap:{FIRST}:65536\n"));
     (cell.on(etc.daemon("e2eremap")), etc)
@@ -105,6 +111,9 @@ fn words(line: &str) -> Vec<String> {
 }
 
 case!(process ids_and_files, |cell| {
+    if !can_map() {
+        return;
+    }
     let (cell, _etc) = remapped(cell);
     let host = tempfile::tempdir().expect("a directory");
     let host = host.path();
@@ -160,6 +169,9 @@ case!(process ids_and_files, |cell| {
 });
 
 case!(process files_from_outside, |cell| {
+    if !can_map() {
+        return;
+    }
     let (cell, _etc) = remapped(cell);
     let host = tempfile::tempdir().expect("a directory");
     std::fs::write(host.path().join("in"), "words").expect("is ours");
@@ -225,6 +237,9 @@ case!(process files_from_outside, |cell| {
 });
 
 case!(process an_image_is_built, |cell| {
+    if !can_map() {
+        return;
+    }
     let (cell, _etc) = remapped(cell);
     let image = cell.name("i");
     let mut tar = Tar::new();
@@ -247,6 +262,9 @@ case!(process an_image_is_built, |cell| {
 });
 
 case!(process what_goes_with_it, |cell| {
+    if !can_map() {
+        return;
+    }
     let (cell, _etc) = remapped(cell);
     cell.cli("info -f {{.SecurityOptions}}").ok().says("name=userns");
     for (option, words) in [
@@ -303,6 +321,9 @@ case!(process what_goes_with_it, |cell| {
 });
 
 case!(process namespaces_of_others, |cell| {
+    if !can_map() {
+        return;
+    }
     let (cell, _etc) = remapped(cell);
     let name = cell.name("c");
     let line = format!("--name {name} --network none --ipc shareable {BUSYBOX} sleep 100000");
@@ -326,6 +347,9 @@ case!(process namespaces_of_others, |cell| {
 });
 
 case!(ours process networks_and_devices, |cell| {
+    if !can_map() {
+        return;
+    }
     let (cell, _etc) = remapped(cell);
     let name = cell.name("c");
     let network = cell.name("n");
@@ -367,6 +391,9 @@ case!(ours process networks_and_devices, |cell| {
 });
 
 case!(hyperv machines_are_as_ever, |cell| {
+    if !can_map() {
+        return;
+    }
     let (cell, _etc) = remapped(cell);
     let volume = cell.name("v");
     let script = "cat /proc/self/uid_map && touch /x /v/x && stat -c %u:%g /x /v/x";
@@ -429,6 +456,9 @@ case!(ours process daemons_that_do_not_start, |cell| {
 });
 
 case!(ours process the_default_user_is_made, |cell| {
+    if !can_map() {
+        return;
+    }
     let etc = Etc::new("other:150000:65536");
     let other = cell.on(etc.daemon("default"));
     let text = std::fs::read_to_string(etc.path("subuid")).expect("is there");
