@@ -350,11 +350,13 @@ fn work(
     Ok(())
 }
 
-/// As many stages as there are processors; more than a few would only take memory, above all
-/// where each command has a machine of its own.
+/// As many stages as there are processors, and two on a single one, since they wait as much as
+/// they compute; more than a few would only take memory, above all where each command has a
+/// machine of its own.
 fn stages_at_a_time() -> usize {
+    const LEAST: usize = 2;
     const MOST: usize = 4;
-    std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST))
+    std::thread::available_parallelism().map_or(LEAST, |count| count.get().clamp(LEAST, MOST))
 }
 
 fn quiet_result(lines: &mpsc::Sender<Bytes>, image: &ImageId) {
