@@ -81,6 +81,9 @@ pub enum ExecState {
     },
 }
 
+/// Of an exec that was not started before its container ended.
+const ENDED_WITH_CONTAINER: ExecState = ExecState::Exited { code: 137, pid: 0 };
+
 /// An exec.
 #[derive(Debug)]
 pub struct Exec {
@@ -146,7 +149,7 @@ impl Shared {
             if exec.container.id == container {
                 let mut progress = exec.lock();
                 if let ExecState::Created = progress.state {
-                    progress.state = ExecState::Exited { code: 137, pid: 0 };
+                    progress.state = ENDED_WITH_CONTAINER;
                 }
                 progress.ended.get_or_insert_with(Instant::now);
             }
@@ -268,6 +271,8 @@ impl Containers {
                 progress.state = ExecState::Starting;
                 Ok(())
             }
+            // The end is on its way to where it is asked for above.
+            ENDED_WITH_CONTAINER => Err(not_running(&exec.container)),
             ExecState::Exited { .. } => Err(ApiError::conflict(format!(
                 "exec command {} has already run",
                 exec.id
@@ -444,9 +449,10 @@ fn running(container: &Handle) -> ApiResult<()> {
             "container {} is restarting, wait until the container is running",
             container.id
         ))),
-        _ => Err(ApiError::conflict(format!(
-            "container {} is not running",
-            container.id
-        ))),
+        _ => Err(not_running(container)),
     }
+}
+
+fn not_running(container: &Handle) -> ApiError {
+    ApiError::conflict(format!("container {} is not running", container.id))
 }
