@@ -25,9 +25,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ClientGone;
-use super::images::{encode, feed, parse_platform, stream_response, until_filter};
+use super::images::{encode, failure, feed, parse_platform, stream_response, until_filter};
 use super::query::{Params, check_filters};
-use crate::error::{ApiError, ApiResult, like_docker};
+use crate::error::{ApiError, ApiResult};
 use crate::services::build::{BuildHost, BuildSettings, Said, secrets};
 use crate::services::images::{self, BodyReader};
 use crate::state::AppState;
@@ -273,11 +273,8 @@ async fn build(
     let outcome = futures::stream::once(async move {
         match task.await {
             Ok(Ok(())) => Bytes::new(),
-            Ok(Err(error)) => encode(&failure(&error)),
-            Err(error) => {
-                let text = error.to_string();
-                encode(&json!({ "errorDetail": { "message": text }, "error": text }))
-            }
+            Ok(Err(error)) => encode(&last_line(&error)),
+            Err(error) => encode(&failure(&error.to_string())),
         }
     });
     let all = futures::stream::iter(first)
@@ -458,29 +455,22 @@ fn context_error(error: ContextError) -> BuildError {
     }
 }
 
-fn message(error: &BuildError) -> String {
-    like_docker(error.to_string())
-}
-
 /// What came before the first line.
 fn refusal(error: &BuildError) -> ApiError {
     let status = match error {
         BuildError::Invalid(_) | BuildError::Parse(_) => StatusCode::BAD_REQUEST,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    ApiError::new(status, message(error))
+    ApiError::new(status, error.to_string())
 }
 
 /// What came later.
-fn failure(error: &BuildError) -> Value {
-    let text = message(error);
-    match error {
-        BuildError::Command { code, .. } => json!({
-            "errorDetail": { "code": code, "message": text },
-            "error": text,
-        }),
-        _ => json!({ "errorDetail": { "message": text }, "error": text }),
+fn last_line(error: &BuildError) -> Value {
+    let mut line = failure(&error.to_string());
+    if let BuildError::Command { code, .. } = error {
+        line["errorDetail"]["code"] = json!(code);
     }
+    line
 }
 
 /// `docker builder prune`: steps are forgotten, named caches of `RUN --mount` go. Images of

@@ -10,7 +10,7 @@ mod transfer;
 pub(crate) use filter::until_filter;
 pub(crate) use registry::message_json;
 pub(crate) use transfer::{
-    encode, feed, host_architecture, platform as parse_platform, stream_response,
+    encode, failure, feed, host_architecture, platform as parse_platform, stream_response,
 };
 
 use std::collections::BTreeMap;

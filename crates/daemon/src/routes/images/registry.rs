@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 
 use super::super::body::JsonBody;
 use super::super::query::{Params, check_filters};
-use super::transfer::{encode, stream_response};
-use crate::error::{ApiError, ApiResult, like_docker};
+use super::transfer::{encode, failure, stream_response};
+use crate::error::{ApiError, ApiResult};
 use crate::services::images;
 use crate::state::AppState;
 
@@ -284,10 +284,7 @@ impl Line {
                 "id": id,
             }),
             Self::Message(Message::Aux(value)) => json!({ "progressDetail": {}, "aux": value }),
-            Self::Failed(error) => {
-                let message = like_docker(error.full_message());
-                json!({ "errorDetail": { "message": message }, "error": message })
-            }
+            Self::Failed(error) => failure(&error.full_message()),
         }
     }
 }

@@ -310,7 +310,8 @@ async fn answer(
     Ok(stream_response(Body::from_stream(all)))
 }
 
-fn failure(message: &str) -> Value {
+/// The line that ends a stream of progress which came to nothing.
+pub(crate) fn failure(message: &str) -> Value {
     let message = like_docker(message.to_owned());
     json!({ "errorDetail": { "message": message }, "error": message })
 }
