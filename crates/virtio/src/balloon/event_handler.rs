@@ -2,7 +2,6 @@
 
 use std::io;
 
-use rustix::fs::FallocateFlags;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::PAGE;
@@ -107,15 +106,8 @@ fn release(memory: &GuestMemory, start: u64, length: u64) -> io::Result<()> {
     if !fits {
         return Err(nowhere());
     }
-    if let Some(file) = region.file_offset()
-        && region.flags() & libc::MAP_SHARED != 0
-    {
-        let offset = file.start().checked_add(inside).ok_or_else(nowhere)?;
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        return Ok(rustix::fs::fallocate(file.file(), hole, offset, length)?);
-    }
-    // A private mapping, of a template's file or of none: its own pages go, and those of
-    // the file come back when they are read, which no guest may rely on to be zeroes.
+    // A private mapping, of none or of a template's file: its own pages go. Those of a file
+    // come back when they are read, so no guest may rely on zeroes.
     let length = usize::try_from(length).map_err(|_| nowhere())?;
     let slice = region
         .get_slice(MemoryRegionAddress(inside), length)
@@ -151,11 +143,11 @@ mod tests {
         file
     }
 
-    fn map(file: &File, flags: i32) -> GuestMemory {
+    fn map(file: &File) -> GuestMemory {
         let offset = FileOffset::new(file.try_clone().unwrap(), START);
         let region = MmapRegionBuilder::new(usize::try_from(BYTES).unwrap())
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(flags | libc::MAP_NORESERVE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
             .with_file_offset(offset)
             .build()
             .unwrap();
@@ -170,25 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn shared_memory_leaves_its_file() {
-        let file = file();
-        let memory = map(&file, libc::MAP_SHARED);
-        let before = file.metadata().unwrap().blocks();
-        release(&memory, 0x10_0000 + 2 * PAGE, 3 * PAGE).unwrap();
-        // Looked at first: reading through a shared mapping fills the hole with a page.
-        let after = file.metadata().unwrap().blocks();
-        assert_eq!(before - after, 3 * 8);
-        let bytes: Vec<u8> = (0..7).map(|page| byte(&memory, page)).collect();
-        assert_eq!(bytes, [5, 5, 0, 0, 0, 5, 5]);
-        let mut before_it = [0];
-        file.read_exact_at(&mut before_it, START - 1).unwrap();
-        assert_eq!(before_it, [5]);
-    }
-
-    #[test]
     fn private_memory_is_its_files_again() {
         let file = file();
-        let memory = map(&file, libc::MAP_PRIVATE);
+        let memory = map(&file);
         for page in 0..4 {
             let address = GuestAddress(0x10_0000 + page * PAGE);
             memory.write_slice(&[7; 4096], address).unwrap();
@@ -204,7 +180,7 @@ mod tests {
     #[test]
     fn a_range_over_the_end_is_refused_whole() {
         let file = file();
-        let memory = map(&file, libc::MAP_SHARED);
+        let memory = map(&file);
         for (start, length) in [
             (0x10_0000 + 15 * PAGE, 2 * PAGE),
             (0x10_0000 - PAGE, 2 * PAGE),
