@@ -358,11 +358,14 @@ impl<R: BufRead> TarStream<R> {
     }
 
     fn skip_rest(&mut self) -> Result<()> {
-        // Apart, since a hostile size plus padding may overflow.
-        for count in [&mut self.remaining, &mut self.padding] {
+        // Apart, since a hostile size plus padding may overflow. A stream may end with its last
+        // file's last byte: some writers leave out what fills the record, and the end marker.
+        for (count, may_end) in [(&mut self.remaining, false), (&mut self.padding, true)] {
             while *count > 0 {
                 let available = self.input.fill_buf()?.len();
-                if available == 0 {
+                if available == 0 && may_end {
+                    *count = 0;
+                } else if available == 0 {
                     return Err(TarError::Truncated("an entry's data".to_owned()));
                 }
                 let part = available.min(usize::try_from(*count).unwrap_or(usize::MAX));
@@ -523,7 +526,10 @@ fn number(field: &[u8], what: &str) -> Result<i64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+    use crate::{Header, TarWriter};
 
     #[test]
     fn numbers() {
@@ -542,5 +548,42 @@ mod tests {
             )
             .is_err()
         );
+    }
+
+    #[test]
+    fn a_stream_may_end_with_its_last_files_last_byte() {
+        let header = Header {
+            path: b"file",
+            kind: EntryKind::File,
+            link: b"",
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            size: 6,
+            xattrs: &[],
+        };
+        let mut writer = TarWriter::new(Vec::new());
+        writer.begin(&header).unwrap();
+        writer.write_all(b"words\n").unwrap();
+        let whole = writer.finish().unwrap();
+        let read = |length: usize| -> Result<Vec<u8>> {
+            let mut stream = TarStream::new(&whole[..length]);
+            assert!(stream.next_entry()?.is_some());
+            let mut data = Vec::new();
+            stream.read_to_end(&mut data)?;
+            assert!(stream.next_entry()?.is_none());
+            Ok(data)
+        };
+        let end = RECORD + 6;
+        for length in [end, end + 1, 2 * RECORD, 3 * RECORD, 4 * RECORD] {
+            assert_eq!(read(length).unwrap(), b"words\n", "{length}");
+        }
+        for length in [end - 1, RECORD, RECORD - 1, 2 * RECORD + 1] {
+            assert!(
+                matches!(read(length), Err(TarError::Truncated(_))),
+                "{length}"
+            );
+        }
     }
 }
