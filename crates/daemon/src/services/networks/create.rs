@@ -171,6 +171,7 @@ impl State {
             ));
         }
         let is_own = request.labels.as_ref().is_some_and(|own| !own.is_empty())
+            || request.enable_ipv4 == Some(false)
             || request.enable_ipv6 == Some(true)
             || ipam.config.is_some_and(|own| !own.is_empty())
             || ipam.options.is_some_and(|own| !own.is_empty());
