@@ -1,6 +1,7 @@
 //! The Engine API without a client: the smallest HTTP/1.1 that a test needs.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -77,15 +78,22 @@ pub fn request(
     })
 }
 
-/// Hands every chunk of a streamed answer to `each` until the daemon closes it.
+/// Hands every chunk of a streamed answer to `each` until that breaks off or the daemon
+/// closes it.
 ///
 /// # Errors
 /// When nobody listens or the answer is no HTTP.
-pub fn stream(socket: &Path, path: &str, mut each: impl FnMut(&[u8])) -> std::io::Result<()> {
+pub fn stream(
+    socket: &Path,
+    path: &str,
+    mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> std::io::Result<()> {
     let mut stream = open(socket, "GET", path, None)?;
     head(&mut stream)?;
     while let Some(chunk) = chunk(&mut stream)? {
-        each(&chunk);
+        if each(&chunk).is_break() {
+            break;
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -285,6 +286,7 @@ impl Daemon {
                         locked(&ids).insert(id.to_owned(), words.join(" "));
                     }
                 }
+                ControlFlow::Continue(())
             });
             // The daemon was killed or has ended; a restart watches anew.
             drop(ended);

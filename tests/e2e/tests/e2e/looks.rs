@@ -1,6 +1,8 @@
 //! What can be seen: ps, top, inspect, events, info, version.
 
-use bulkhead_e2e::{BUSYBOX, case, host};
+use std::ops::ControlFlow;
+
+use bulkhead_e2e::{BUSYBOX, api, case, host};
 
 case!(ps_filters, |cell| {
     let tag = cell.name("tag");
@@ -245,6 +247,46 @@ case!(events, |cell| {
         ))
         .ok();
     output.says("exitCode=3").says(&name).says("container die");
+});
+
+case!(who_hears_of_an_end_finds_it_ended, |cell| {
+    let mark = cell.name("mark");
+    let rounds = if cell.is_hyperv() { 1 } else { 5 };
+    let socket = cell.daemon().socket();
+    let filters = format!("{{\"label\":[\"mark={mark}\"],\"event\":[\"die\"]}}");
+    let filters = filters
+        .replace('"', "%22")
+        .replace('{', "%7B")
+        .replace('}', "%7D");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut left = rounds;
+        let mut text = Vec::new();
+        let path = format!("/events?since=1&filters={filters}");
+        drop(api::stream(&socket, &path, |chunk| {
+            text.extend_from_slice(chunk);
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                let event: serde_json::Value = serde_json::from_slice(&line).expect("an event");
+                let id = event["Actor"]["ID"].as_str().expect("an ID");
+                let path = format!("/containers/{id}/json");
+                let seen = api::request(&socket, "GET", &path, None).expect("an answer");
+                tell.send(seen.json()["State"]["Status"].clone())
+                    .expect("a listener");
+                left -= 1;
+            }
+            if left == 0 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        }));
+    });
+    for _ in 0..rounds {
+        let id = cell.detached(&format!("--label mark={mark} {BUSYBOX} true"));
+        assert_eq!(told.recv_timeout(cell.limit()).expect("an event"), "exited");
+        cell.cli(&format!("rm {id}")).ok();
+    }
 });
 
 case!(version_and_info, |cell| {

@@ -686,6 +686,18 @@ impl Actor {
         state.finished_at = Some(status.at);
         self.record.networks.sandbox = None;
         self.exits += 1;
+        let removed =
+            !self.removals.is_empty() || (self.record.auto_remove() && !self.hold_auto_remove);
+        let restarts = !removed && self.restarts(status.code);
+        if restarts {
+            self.record.state.status = Status::Restarting;
+        }
+        // Whoever hears of the end finds that it has ended.
+        if removed {
+            self.show(false);
+        } else if let Err(error) = self.commit().await {
+            tracing::error!(id = %self.record.id, %error, "exit not recorded");
+        }
         self.shared.forget_execs_of(&self.record.id);
         super::mounts::announce_unmounted(&self.shared, &self.record);
         if status.oom_killed {
@@ -702,22 +714,16 @@ impl Actor {
         if std::mem::take(&mut self.stop_announced) {
             self.shared.event(&self.record, "stop", &[]);
         }
-        if !self.removals.is_empty() || (self.record.auto_remove() && !self.hold_auto_remove) {
+        if removed {
             self.finish_removal().await;
-            return;
         }
-        let lasted = Duration::try_from(lasted).unwrap_or_default();
-        if self.restarts(status.code) {
-            self.record.state.status = Status::Restarting;
-            if lasted >= GOOD_RUN {
+        if restarts {
+            if Duration::try_from(lasted).unwrap_or_default() >= GOOD_RUN {
                 self.backoff = MIN_BACKOFF;
             }
             let run = self.run;
             self.after(self.backoff, Command::Restart { run });
             self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
-        }
-        if let Err(error) = self.commit().await {
-            tracing::error!(id = %self.record.id, %error, "exit not recorded");
         }
     }
 
