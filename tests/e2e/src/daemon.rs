@@ -8,7 +8,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -144,6 +144,9 @@ impl Daemon {
             let status = mount.arg(daemon.data_root()).status().expect("mount");
             assert!(status.success(), "mount of a small disk: {status}");
         }
+        if is_reference() {
+            daemon.make_reference_bridge();
+        }
         daemon.launch();
         *locked(&daemon.fresh) = daemon.files();
         daemon.watch();
@@ -180,13 +183,8 @@ impl Daemon {
         };
         let mut command = if is_reference() {
             let mut command = behind("dockerd".into());
-            command.args([
-                "--bridge",
-                "none",
-                "--iptables=false",
-                "--live-restore",
-                "--log-level=error",
-            ]);
+            command.args(["--bridge", &self.reference_bridge()]);
+            command.args(["--iptables=false", "--live-restore", "--log-level=error"]);
             command
         } else {
             let mut command = behind(binaries().join("bulkhead"));
@@ -211,6 +209,29 @@ impl Daemon {
         command
     }
 
+    /// The reference's default bridge: all of them would have the same one.
+    fn reference_bridge(&self) -> String {
+        let base = self.base.path().to_string_lossy();
+        format!("bhr{}", &base[base.len() - "-random".len()..])
+    }
+
+    /// Made by us, and found by its alias and removed as what a daemon leaves.
+    fn make_reference_bridge(&self) {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = std::process::id() * 16 + MADE.fetch_add(1, Ordering::Relaxed);
+        let address = format!("10.{}.{}.1/24", 201 + number / 256 % 50, number % 256);
+        let alias = self.base.path().to_string_lossy();
+        let name = self.reference_bridge();
+        for words in [
+            &["link", "add", &name, "type", "bridge"][..],
+            &["link", "set", &name, "alias", &alias, "up"],
+            &["address", "add", &address, "dev", &name],
+        ] {
+            let status = Command::new("ip").args(words).status().expect("ip");
+            assert!(status.success(), "ip {words:?}: {status}");
+        }
+    }
+
     /// What cleans up when this program is killed and cannot: it notices that the pipe to
     /// it closes without a word.
     fn guard(&self) -> Child {
@@ -224,12 +245,21 @@ impl Daemon {
             kill $(cat "$BASE/pid")
             sleep 2
             umount -q "$BASE/data"
+            [ -z "$BRIDGE" ] || ip link delete "$BRIDGE"
             rm -rf "$BASE"
         "#;
         Command::new("sh")
             .args(["-c", SCRIPT])
             .env("BASE", self.base.path())
             .env("DOCKER_HOST", self.host())
+            .env(
+                "BRIDGE",
+                if is_reference() {
+                    self.reference_bridge()
+                } else {
+                    String::new()
+                },
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,9 +1,9 @@
 //! Images made by the kit: a busybox from the host's own, and archives in the forms that
 //! `load` takes. Every byte is made here, so a case knows what has to come out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -21,7 +21,10 @@ pub(crate) fn set_probe(path: &'static str) {
 pub const TIME: u64 = 1_000_000_000;
 
 /// A tar archive in the making.
-pub struct Tar(tar::Builder<Vec<u8>>);
+pub struct Tar {
+    builder: tar::Builder<Vec<u8>>,
+    directories: BTreeSet<PathBuf>,
+}
 
 impl Default for Tar {
     fn default() -> Self {
@@ -76,7 +79,10 @@ impl Tar {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
-        Self(tar::Builder::new(Vec::new()))
+        Self {
+            builder: tar::Builder::new(Vec::new()),
+            directories: BTreeSet::new(),
+        }
     }
 
     fn header(&mut self, kind: tar::EntryType, meta: &Meta, size: usize) -> tar::Header {
@@ -88,7 +94,9 @@ impl Tar {
                 .collect();
             let pairs = names.iter().map(String::as_str);
             let pairs = pairs.zip(meta.xattrs.values().map(Vec::as_slice));
-            self.0.append_pax_extensions(pairs).expect("into memory");
+            self.builder
+                .append_pax_extensions(pairs)
+                .expect("into memory");
         }
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
@@ -103,8 +111,11 @@ impl Tar {
     /// A directory.
     pub fn directory(&mut self, path: &str, meta: &Meta) -> &mut Self {
         let mut header = self.header(tar::EntryType::Directory, meta, 0);
+        self.directories.insert(path.into());
         let path = format!("{path}/");
-        let done = self.0.append_data(&mut header, path, std::io::empty());
+        let done = self
+            .builder
+            .append_data(&mut header, path, std::io::empty());
         done.expect("into memory");
         self
     }
@@ -112,7 +123,7 @@ impl Tar {
     /// A regular file.
     pub fn file(&mut self, path: &str, meta: &Meta, content: &[u8]) -> &mut Self {
         let mut header = self.header(tar::EntryType::Regular, meta, content.len());
-        let done = self.0.append_data(&mut header, path, content);
+        let done = self.builder.append_data(&mut header, path, content);
         done.expect("into memory");
         self
     }
@@ -120,7 +131,7 @@ impl Tar {
     /// A symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) -> &mut Self {
         let mut header = self.header(tar::EntryType::Symlink, &Meta::mode(0o777), 0);
-        let done = self.0.append_link(&mut header, path, target);
+        let done = self.builder.append_link(&mut header, path, target);
         done.expect("into memory");
         self
     }
@@ -128,7 +139,7 @@ impl Tar {
     /// Another name for a file.
     pub fn hard_link(&mut self, path: &str, target: &str, meta: &Meta) -> &mut Self {
         let mut header = self.header(tar::EntryType::Link, meta, 0);
-        let done = self.0.append_link(&mut header, path, target);
+        let done = self.builder.append_link(&mut header, path, target);
         done.expect("into memory");
         self
     }
@@ -144,7 +155,9 @@ impl Tar {
         let mut header = self.header(kind, meta, 0);
         header.set_device_major(device.0).expect("gnu header");
         header.set_device_minor(device.1).expect("gnu header");
-        let done = self.0.append_data(&mut header, path, std::io::empty());
+        let done = self
+            .builder
+            .append_data(&mut header, path, std::io::empty());
         done.expect("into memory");
         self
     }
@@ -162,10 +175,15 @@ impl Tar {
             if root || left_out.iter().any(|part| relative.starts_with(part)) {
                 continue;
             }
+            // The directories of other packages: Docker takes no name twice.
+            if entry.header().entry_type().is_dir() && !self.directories.insert(relative.to_owned())
+            {
+                continue;
+            }
             let mut header = entry.header().clone();
             let done = match entry.link_name().expect("a link's target") {
-                Some(target) => self.0.append_link(&mut header, relative, target),
-                None => self.0.append_data(&mut header, relative, &mut entry),
+                Some(target) => self.builder.append_link(&mut header, relative, target),
+                None => self.builder.append_data(&mut header, relative, &mut entry),
             };
             done.expect("into memory");
         }
@@ -191,14 +209,14 @@ impl Tar {
         header.as_old_mut().name[..name.len()].copy_from_slice(name);
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
         header.set_cksum();
-        self.0.append(&header, content).expect("into memory");
+        self.builder.append(&header, content).expect("into memory");
         self
     }
 
     /// The archive.
     #[must_use]
     pub fn done(self) -> Vec<u8> {
-        self.0.into_inner().expect("into memory")
+        self.builder.into_inner().expect("into memory")
     }
 }
 

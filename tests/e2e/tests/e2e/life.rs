@@ -187,7 +187,7 @@ case!(what_wait_waits_for, |cell| {
         (200, 0.into()),
         "created is not running"
     );
-    assert_eq!(wait(&id, "nope").0, 400);
+    assert_eq!(wait(&id, "nope").0, cell.now_or_then(400, 200));
     assert_eq!(wait("nosuch", "not-running").0, 404);
     let socket = cell.daemon().socket();
     let path = format!("/containers/{id}/wait?condition=next-exit");
@@ -363,7 +363,8 @@ case!(lists_are_filtered, |cell| {
         sorted(&[&first, &second, &third])
     );
     assert_eq!(list("--filter ancestor=nosuch"), sorted(&[]));
-    assert_eq!(list("--filter expose=81"), sorted(&[&first]));
+    let exposing = cell.now_or_then(sorted(&[&first]), sorted(&[]));
+    assert_eq!(list("--filter expose=81"), exposing);
     assert_eq!(list("--filter expose=80-90/udp"), sorted(&[]));
     for bad in [
         "status=nope",
@@ -404,9 +405,12 @@ case!(what_the_kernel_allows, |cell| {
     // Capabilities, system calls, sysctls, shared memory: each says no first.
     let mount = "mkdir -p /tmp/m; mount -t tmpfs none /tmp/m && echo mounted";
     cell.run(&format!("--rm {BUSYBOX} sh -c '{mount}'")).fails();
-    cell.run(&format!("--rm --privileged {BUSYBOX} sh -c '{mount}'"))
-        .ok()
-        .says("mounted");
+    // The reference cannot where it has not every capability itself.
+    if cell.now_or_then(true, false) {
+        cell.run(&format!("--rm --privileged {BUSYBOX} sh -c '{mount}'"))
+            .ok()
+            .says("mounted");
+    }
     let script = "grep -E \"NoNewPrivs|Seccomp:\" /proc/self/status | tr -d \"\\t\"; \
                   cat /proc/sys/net/ipv4/ip_default_ttl; df -k /dev/shm | tail -1";
     let output = cell

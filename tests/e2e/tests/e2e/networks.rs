@@ -221,10 +221,8 @@ case!(networks_that_cannot_be, |cell| {
         );
     }
     refused("network create bridge", "bridge");
-    // The reference has no default bridge.
-    if cell.now_or_then(true, false) {
-        refused("network rm bridge", "pre-defined network");
-    }
+    // Of the networks that are always there this is the one that the reference has.
+    refused("network rm host", "pre-defined network");
     refused("network rm nosuch", "not found");
     refused(&format!("network connect nosuch {another}"), "");
     let status = |method: &str, path: &str, body: serde_json::Value| {
@@ -255,7 +253,7 @@ case!(networks_that_cannot_be, |cell| {
         status("POST", "/networks/create", json!({ "Name": 5 })),
         400
     );
-    assert_eq!(cell.api("DELETE", "/networks/bridge", None).status, 403);
+    assert_eq!(cell.api("DELETE", "/networks/host", None).status, 403);
     assert_eq!(cell.api("GET", "/networks/nosuch", None).status, 404);
     // What is refused at the start of a container leaves nothing on the network.
     let run = |options: &str, words: &str| {
@@ -628,7 +626,11 @@ case!(links_of_the_default_bridge, |cell| {
     for line in [
         format!("{address}\tthe-db {} {name}", &db[..12]),
         format!("THE_DB_NAME=/{user}/the-db"),
-        format!("THE_DB_PORT=tcp://{address}:80"),
+        // TCP before the lowest.
+        cell.now_or_then(
+            format!("THE_DB_PORT=tcp://{address}:80"),
+            format!("THE_DB_PORT=udp://{address}:53"),
+        ),
         format!("THE_DB_PORT_80_TCP=tcp://{address}:80"),
         format!("THE_DB_PORT_80_TCP_ADDR={address}"),
         "THE_DB_PORT_80_TCP_PORT=80".to_owned(),

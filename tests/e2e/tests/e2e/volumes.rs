@@ -577,11 +577,13 @@ case!(every_mount_says_what_it_is, |cell| {
             "\"/v\" \"volume\" false"
         ]
     );
-    // All of them in another container.
-    let other = cell
-        .run(&format!("--rm --volumes-from {id} {BUSYBOX} ls /b /own /v"))
-        .ok();
-    assert_eq!(other.lines(), ["/b:", "x", "", "/own:", "x", "", "/v:"]);
+    // All of them in another container; Docker took a tmpfs for a volume without a name.
+    if cell.now_or_then(true, false) {
+        let other = cell
+            .run(&format!("--rm --volumes-from {id} {BUSYBOX} ls /b /own /v"))
+            .ok();
+        assert_eq!(other.lines(), ["/b:", "x", "", "/own:", "x", "", "/v:"]);
+    }
     cell.cli(&format!("rm -v {id}")).ok();
     cell.cli(&format!("volume rm {name}")).ok();
 });
@@ -604,7 +606,7 @@ case!(ours process a_part_of_a_volume, |cell| {
     cell.cli(&format!("volume rm {name}")).ok();
 });
 
-case!(a_directory_of_the_hosts_is_dev, |cell| {
+case!(ours a_directory_of_the_hosts_is_dev, |cell| {
     let dir = host_dir(cell, "dev");
     let path = dir.path();
     std::fs::write(path.join("mark"), "it\n").expect("is ours");
@@ -686,7 +688,10 @@ case!(process volumes_with_options, |cell| {
     assert_eq!(cell.cli(&format!("logs {id}")).ok().lines(), ["9", "x"]);
     assert_eq!(cell.run(&look).ok().text(), "", "gone with its last user");
     cell.cli(&format!("rm {id}")).ok();
-    cell.cli(&format!("volume rm {memory} {bound}")).ok();
+    // It counts the uses of before its end for ever, too.
+    if cell.now_or_then(true, false) {
+        cell.cli(&format!("volume rm {memory} {bound}")).ok();
+    }
     assert!(dir.path().join("ready").exists(), "a bind's directory is not the volume's");
     cell.finish();
 });
