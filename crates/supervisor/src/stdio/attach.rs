@@ -11,6 +11,10 @@ use super::clients::{Client, Wanted};
 use super::{Hub, READ};
 use crate::task::Task;
 
+/// Room for all that can be left when the process has exited, bytes: the window, what the
+/// kernel held, a megabyte of each at the most, and what the kernel counts beside the bytes.
+const LEFT: usize = 16 << 20;
+
 /// Serves clients for as long as the supervisor lives.
 pub async fn serve(listener: UnixListener, task: Arc<Task>) {
     loop {
@@ -87,13 +91,10 @@ async fn files(mut stream: UnixStream, task: &Task) {
 }
 
 /// Sends output until its end, then ends the connection's half.
-async fn send(mut output: Client, mut writer: OwnedWriteHalf) {
-    while let Some(bytes) = output.next().await {
-        if writer.write_all(&bytes).await.is_err() {
-            return;
-        }
-        output.consumed(&bytes);
-    }
+async fn send(output: Client, mut writer: OwnedWriteHalf) {
+    let socket = rustix::io::fcntl_dupfd_cloexec(writer.as_ref(), 0);
+    let widen = || rustix::net::sockopt::set_socket_send_buffer_size_force(socket?, LEFT);
+    output.forward(&mut writer, widen).await;
     let _ = writer.shutdown().await;
 }
 

@@ -1,10 +1,12 @@
 //! Who reads a process's output, and how far behind each may be.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{Stream, frame};
 
@@ -57,7 +59,7 @@ impl Chunk {
 pub struct Clients {
     outlets: Mutex<Vec<Outlet>>,
     /// The process has exited, and its output has ended or soon will.
-    exiting: AtomicBool,
+    exiting: watch::Sender<bool>,
     closed: AtomicBool,
 }
 
@@ -72,16 +74,43 @@ struct Outlet {
 pub struct Client {
     window: Arc<Semaphore>,
     queue: mpsc::UnboundedReceiver<Bytes>,
+    exiting: watch::Receiver<bool>,
 }
 
 impl Client {
+    /// Writes all of it. Once the process has exited `widen` is to have the kernel keep what
+    /// is left for who reads `writer`: the supervisor may end before that was read.
+    pub async fn forward(
+        mut self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        widen: impl FnOnce() -> rustix::io::Result<()>,
+    ) {
+        let mut exiting = self.exiting.clone();
+        let mut writing = pin!(async {
+            while let Some(bytes) = self.next().await {
+                if writer.write_all(&bytes).await.is_err() {
+                    return;
+                }
+                self.consumed(&bytes);
+            }
+        });
+        tokio::select! {
+            () = &mut writing => return,
+            _ = exiting.wait_for(|exiting| *exiting) => {}
+        }
+        if let Err(error) = widen() {
+            tracing::debug!(%error, "a slow client may lose the end of the output");
+        }
+        writing.await;
+    }
+
     /// The next piece; `None` after the last.
-    pub async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Bytes> {
         self.queue.recv().await
     }
 
     /// A piece is off our hands.
-    pub fn consumed(&self, bytes: &Bytes) {
+    fn consumed(&self, bytes: &Bytes) {
         self.window.add_permits(bytes.len());
     }
 }
@@ -105,7 +134,11 @@ impl Clients {
                 queue: sender,
             });
         }
-        Client { window, queue }
+        Client {
+            window,
+            queue,
+            exiting: self.exiting.subscribe(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -120,7 +153,7 @@ impl Clients {
             let Some(bytes) = chunk.for_client(outlet.wanted) else {
                 continue;
             };
-            if !self.exiting.load(Ordering::SeqCst) {
+            if !*self.exiting.borrow() {
                 let permits = u32::try_from(bytes.len().min(WINDOW)).unwrap_or(u32::MAX);
                 if let Ok(permit) = outlet.window.acquire_many(permits).await {
                     permit.forget();
@@ -135,7 +168,7 @@ impl Clients {
 
     /// From now on nobody is waited for.
     pub fn stop_waiting(&self) {
-        self.exiting.store(true, Ordering::SeqCst);
+        self.exiting.send_replace(true);
         for outlet in self.outlets().iter() {
             outlet.window.close();
         }
@@ -146,6 +179,11 @@ impl Clients {
         let mut outlets = self.outlets();
         self.closed.store(true, Ordering::SeqCst);
         outlets.clear();
+    }
+
+    /// Waits until every client has everything: after [`Clients::close`].
+    pub async fn done(&self) {
+        self.exiting.closed().await;
     }
 
     fn outlets(&self) -> std::sync::MutexGuard<'_, Vec<Outlet>> {
@@ -229,5 +267,30 @@ mod tests {
                 .await;
         }
         assert!(clients.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_left_stays_for_who_reads_it_late() {
+        use tokio::io::AsyncReadExt;
+
+        let clients = Clients::default();
+        let (mut socket, mut late) = tokio::net::UnixStream::pair().unwrap();
+        let client = clients.add(BOTH);
+        let fd = rustix::io::fcntl_dupfd_cloexec(&socket, 0).unwrap();
+        tokio::spawn(async move {
+            let widen = || rustix::net::sockopt::set_socket_send_buffer_size_force(fd, 16 << 20);
+            client.forward(&mut socket, widen).await;
+        });
+        clients.stop_waiting();
+        for _ in 0..128 {
+            clients
+                .send(Chunk::new(Stream::Stdout, &[7; 8 * 1024], true))
+                .await;
+        }
+        clients.close();
+        clients.done().await;
+        let mut bytes = Vec::new();
+        late.read_to_end(&mut bytes).await.unwrap();
+        assert_eq!(bytes, vec![7; 1024 * 1024]);
     }
 }

@@ -4,11 +4,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::clients::Wanted;
 use super::{Hub, READ};
+
+/// Room for what is left when the process has exited, bytes: the most that everybody may
+/// have by default (`fs.pipe-max-size`).
+const LEFT: usize = 1 << 20;
 
 /// Where they are; an empty path is none.
 #[derive(Debug, Default, Clone)]
@@ -34,18 +38,15 @@ impl Fifos {
                 continue;
             }
             let mut fifo = options.open_sender(path)?;
-            let mut client = hub.subscribe(Wanted {
+            let client = hub.subscribe(Wanted {
                 stdout,
                 stderr: !stdout,
                 raw: true,
             });
+            let pipe = rustix::io::fcntl_dupfd_cloexec(&fifo, 0);
             tokio::spawn(async move {
-                while let Some(bytes) = client.next().await {
-                    if fifo.write_all(&bytes).await.is_err() {
-                        return;
-                    }
-                    client.consumed(&bytes);
-                }
+                let widen = || rustix::pipe::fcntl_setpipe_size(pipe?, LEFT).map(drop);
+                client.forward(&mut fifo, widen).await;
             });
         }
         if self.stdin() {

@@ -3,7 +3,8 @@
 //! Everything the process writes goes to the log first and then to every client. A client
 //! has a bounded queue; while one is full nothing more is read from the process, which so
 //! feels the slowest of its readers, until it has exited: the little that is left then is
-//! queued without a bound, because nobody's slowness may hold up the report of an exit.
+//! queued without a bound, because nobody's slowness may hold up the report of an exit. The
+//! kernel keeps it for the reader, since the supervisor soon ends.
 
 pub mod attach;
 mod clients;
@@ -11,6 +12,7 @@ mod fifo;
 mod log;
 
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::time::Duration;
 
 use bulkhead_isolation::{ByteReader, ByteWriter, Stdio};
 use bulkhead_task::options::LogOptions;
@@ -26,6 +28,9 @@ use log::Log;
 
 /// How much is read from a process at once, bytes.
 const READ: usize = 16 * 1024;
+
+/// How long the kernel may take over what is left of the output.
+const SENT_LIMIT: Duration = Duration::from_secs(1);
 
 /// An output stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +177,12 @@ impl Hub {
         while readers.join_next().await.is_some() {}
         self.with_log(Log::flush);
         self.clients.close();
+        if tokio::time::timeout(SENT_LIMIT, self.clients.done())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a slow client may lose the end of the output");
+        }
         // A writer that waits for the process holds the lock until it fails.
         if let Ok(mut stdin) = self.stdin.try_lock() {
             *stdin = None;

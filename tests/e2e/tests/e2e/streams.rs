@@ -174,3 +174,48 @@ case!(everywhere a_client_that_goes_leaves_the_container, |cell| {
     let mut logs = cell.line(&format!("logs -f --tail 0 {name}")).start();
     logs.expect("more");
 });
+
+/// What was said on standard output, of Docker's frames.
+fn unframed(mut frames: &[u8]) -> Vec<u8> {
+    let mut output = Vec::new();
+    while let Some((head, rest)) = frames.split_first_chunk::<8>() {
+        assert_eq!(head[..4], [1, 0, 0, 0], "a frame of standard output");
+        let length = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+        let length = usize::try_from(length).expect("fits");
+        output.extend_from_slice(&rest[..length]);
+        frames = &rest[length..];
+    }
+    output
+}
+
+case!(docker a_client_that_reads_late_gets_all, |cell| {
+    use std::io::{Read, Write};
+    // Of most of these the end is still on its way when the container has ended.
+    for (terminal, last) in [("", 20_000), ("", 110_000), ("-t", 55_000), ("-t", 90_000)] {
+        let id = cell.create(&format!("{terminal} {BUSYBOX} seq 1 {last}"));
+        let socket = cell.daemon().socket();
+        let mut socket = std::os::unix::net::UnixStream::connect(socket).expect("is open");
+        socket.set_read_timeout(Some(cell.limit())).expect("a socket");
+        let head = format!(
+            "POST /containers/{id}/attach?stream=1&stdout=1&stderr=1 HTTP/1.1\r\n\
+             Host: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).expect("is open");
+        let (mut answer, mut byte) = (Vec::new(), [0]);
+        while !answer.ends_with(b"\r\n\r\n") {
+            socket.read_exact(&mut byte).expect("an answer");
+            answer.push(byte[0]);
+        }
+        cell.cli(&format!("start {id}")).ok();
+        std::thread::sleep(std::time::Duration::from_secs(if cell.is_hyperv() { 4 } else { 2 }));
+        let mut output = Vec::new();
+        socket.read_to_end(&mut output).expect("the output");
+        if terminal.is_empty() {
+            output = unframed(&output);
+        }
+        let text = String::from_utf8(output).expect("numbers");
+        assert_eq!(text.lines().count(), last, "{terminal} {last}");
+        assert_eq!(text.lines().last(), Some(last.to_string().as_str()));
+        cell.cli(&format!("rm -f {id}")).ok();
+    }
+});
