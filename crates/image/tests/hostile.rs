@@ -249,13 +249,13 @@ fn refusals() {
         &mut &archive(&deep)[..],
         "depth of directories",
     );
-    // Cut anywhere, in a header or in data.
+    // Cut anywhere, in a header or in data; what fills the last record may be missing.
     let whole = archive(&[
         file("a", &[1; 5000]),
         pax(&[("path", b"bb")]),
         file("b", &[2; 700]),
     ]);
-    for length in [1, 511, 513, 1000, 5631, 5700, 6200, 6700, 7200] {
+    for length in [1, 511, 513, 1000, 5511, 5700, 6150, 6700, 7200] {
         eprintln!("cut at {length}");
         refused(&store, root.path(), &mut &whole[..length], "");
     }
