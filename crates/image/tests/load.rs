@@ -295,7 +295,7 @@ fn refusals_leave_nothing() {
         (
             "truncated layer",
             with(&[file("m", &good[..512])], &json!(["m"])),
-            "end of the tar",
+            "file data ends 1 bytes early",
         ),
         (
             "windows",
