@@ -221,8 +221,7 @@ case!(networks_that_cannot_be, |cell| {
         );
     }
     refused("network create bridge", "bridge");
-    // Of the networks that are always there this is the one that the reference has.
-    refused("network rm host", "pre-defined network");
+    refused("network rm bridge", "pre-defined network");
     refused("network rm nosuch", "not found");
     refused(&format!("network connect nosuch {another}"), "");
     let status = |method: &str, path: &str, body: serde_json::Value| {
@@ -253,7 +252,7 @@ case!(networks_that_cannot_be, |cell| {
         status("POST", "/networks/create", json!({ "Name": 5 })),
         400
     );
-    assert_eq!(cell.api("DELETE", "/networks/host", None).status, 403);
+    assert_eq!(cell.api("DELETE", "/networks/bridge", None).status, 403);
     assert_eq!(cell.api("GET", "/networks/nosuch", None).status, 404);
     // What is refused at the start of a container leaves nothing on the network.
     let run = |options: &str, words: &str| {
