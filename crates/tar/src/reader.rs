@@ -115,8 +115,10 @@ impl<R: BufRead> TarStream<R> {
         let mut pax = PaxHeader::default();
         let mut long_name: Option<Vec<u8>> = None;
         let mut long_link: Option<Vec<u8>> = None;
+        // An extended header is followed by what it is about.
+        let mut may_end = true;
         loop {
-            self.skip_rest()?;
+            self.skip_rest(may_end)?;
             let Some(header) = self.read_header()? else {
                 return Ok(None);
             };
@@ -125,6 +127,7 @@ impl<R: BufRead> TarStream<R> {
             match header[156] {
                 b'x' | b'g' | b'L' | b'K' => {
                     let data = self.read_extension(size)?;
+                    may_end = false;
                     match header[156] {
                         b'x' => pax.parse(&data).map_err(TarError::Invalid)?,
                         // Global headers hold comments (git) in practice; docker ignores them.
@@ -357,10 +360,10 @@ impl<R: BufRead> TarStream<R> {
         self.padding = size.wrapping_neg() % RECORD_U64;
     }
 
-    fn skip_rest(&mut self) -> Result<()> {
+    fn skip_rest(&mut self, may_end: bool) -> Result<()> {
         // Apart, since a hostile size plus padding may overflow. A stream may end with its last
         // file's last byte: some writers leave out what fills the record, and the end marker.
-        for (count, may_end) in [(&mut self.remaining, false), (&mut self.padding, true)] {
+        for (count, may_end) in [(&mut self.remaining, false), (&mut self.padding, may_end)] {
             while *count > 0 {
                 let available = self.input.fill_buf()?.len();
                 if available == 0 && may_end {
