@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     devices::ENTROPY,
     devices::BALLOON,
     devices::BLOCK,
+    devices::LAYERED,
     devices::NET,
     devices::CONSOLE,
     guest::HELLO,
