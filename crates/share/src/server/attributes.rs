@@ -128,16 +128,24 @@ impl Server {
         let attribute = attribute_name(asked)?;
         let descriptor = self.nodes.descriptor(asked.header.node)?;
         let file = own_name(&descriptor);
-        sized(asked, size, |buffer| {
-            rustix::fs::getxattr(&file, attribute, buffer)
-        })
+        sized(
+            asked,
+            size,
+            || rustix::fs::getxattr_query(&file, attribute),
+            |buffer| rustix::fs::getxattr(&file, attribute, buffer),
+        )
     }
 
     pub(super) fn list_extended(&self, asked: &mut Asked<'_>) -> Answer {
         let size = asked.input.u32()?;
         let descriptor = self.nodes.descriptor(asked.header.node)?;
         let file = own_name(&descriptor);
-        sized(asked, size, |buffer| rustix::fs::listxattr(&file, buffer))
+        sized(
+            asked,
+            size,
+            || rustix::fs::listxattr_query(&file),
+            |buffer| rustix::fs::listxattr(&file, buffer),
+        )
     }
 
     pub(super) fn set_extended(&self, asked: &mut Asked<'_>) -> Answer {
@@ -181,11 +189,12 @@ fn attribute_name<'a>(asked: &mut Asked<'a>) -> Result<&'a [u8], Errno> {
 fn sized(
     asked: &Asked<'_>,
     size: u32,
+    measure: impl FnOnce() -> Result<usize, Errno>,
     read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
 ) -> Answer {
     let mut reply = Output::reply(asked.header.unique);
     if size == 0 {
-        let length = read(&mut [])?;
+        let length = measure()?;
         reply
             .u32(u32::try_from(length).map_err(|_| Errno::INVAL)?)
             .u32(0);

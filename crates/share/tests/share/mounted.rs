@@ -267,7 +267,12 @@ fn owners_modes_times_and_attributes_are_the_files_own() {
     let mut value = [0; 64];
     let length = rustix::fs::getxattr(host.join("f"), name, &mut value[..]).unwrap();
     assert_eq!(&value[..length], b"value");
+    // Programs ask how long it is first.
+    let queried = rustix::fs::getxattr_query(guest.join("f"), name).unwrap();
+    assert_eq!(queried, length);
     let length = rustix::fs::listxattr(guest.join("f"), &mut value[..]).unwrap();
+    let queried = rustix::fs::listxattr_query(guest.join("f")).unwrap();
+    assert_eq!(queried, length);
     assert_eq!(&value[..length], b"user.bulkhead\0");
     rustix::fs::removexattr(guest.join("f"), name).unwrap();
     assert_eq!(
