@@ -10,6 +10,7 @@ mod devices;
 mod guest;
 mod images;
 mod recipes;
+mod share;
 
 /// A place where strangers' bytes enter.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +38,8 @@ pub const TARGETS: &[Target] = &[
     guest::TRANSPORT,
     guest::DNS,
     guest::FILES,
+    share::REQUESTS,
+    share::STREAM,
     images::TAR,
     images::LAYER,
     images::ARCHIVE,
