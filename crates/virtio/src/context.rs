@@ -1,5 +1,7 @@
 //! A device's queues, as it sees them while it handles an event.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -8,9 +10,61 @@ use crate::buffers::{Buffers, MAX_SEGMENTS};
 use crate::device::Fault;
 use crate::interrupt::Interrupt;
 
-/// Chains that are handled in one go: a guest that always has another does not keep the
-/// loop from its other devices, or from standing.
-const BURST: u32 = 1024;
+/// What a device does in one go, in bytes that are copied: a few milliseconds where they are
+/// in the host's memory, of which some GiB are copied in a second, and as long as a human
+/// notices where a disk has to bring them. A guest that always has another chain, or one that
+/// is long, does not keep the loop from its other devices for longer.
+const TURN: u64 = 1024 * OPERATION;
+/// What else takes time, as bytes that could be copied meanwhile: a system call, or a chain
+/// that is looked up and given back, takes one to a few microseconds.
+pub(crate) const OPERATION: u64 = 16 << 10;
+/// One descriptor, of which a chain may have [`MAX_SEGMENTS`]: tens of nanoseconds.
+const DESCRIPTOR: u64 = 128;
+/// How many bytes of pages are given back to the host, by a hole in memory or in a file,
+/// while one is copied.
+const RELEASED: u64 = 4;
+
+/// How much a device may still do before it is the others' turn.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    left: u64,
+    /// Whether the loop is to stand or to end.
+    interrupted: &'a AtomicBool,
+}
+
+impl<'a> Turn<'a> {
+    fn new(interrupted: &'a AtomicBool) -> Self {
+        Self {
+            left: TURN,
+            interrupted,
+        }
+    }
+
+    /// Whether the device has to let go now. It has its next turn soon.
+    pub fn is_over(&self) -> bool {
+        // Nothing but the flag itself is read by its reader.
+        self.left == 0 || self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// A system call has moved so many bytes.
+    pub fn moved(&mut self, bytes: usize) {
+        self.spend(OPERATION.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
+    }
+
+    /// A system call has given pages of so many bytes back to the host.
+    pub fn released(&mut self, bytes: u64) {
+        self.spend(OPERATION.saturating_add(bytes / RELEASED));
+    }
+
+    /// Something was done of which nobody knows how long it takes.
+    pub fn end(&mut self) {
+        self.left = 0;
+    }
+
+    fn spend(&mut self, work: u64) {
+        self.left = self.left.saturating_sub(work);
+    }
+}
 
 /// One request of the driver: what the device may read, then what it may write.
 #[derive(Debug)]
@@ -21,6 +75,9 @@ pub struct Chain<'a> {
     pub readable: Buffers<'a>,
     /// For the device to write.
     pub writable: Buffers<'a>,
+    /// How much of it was done in turns before this one, as its device counts. A driver that
+    /// has changed the chain meanwhile may have left less than that.
+    pub begun: usize,
 }
 
 /// What a device has done with a chain.
@@ -28,6 +85,8 @@ pub struct Chain<'a> {
 pub enum Progress {
     /// It is done; so many bytes of it were written.
     Done(u32),
+    /// The device's turn was over: so much of it is done, the rest follows.
+    Part(usize),
     /// It cannot be done now and stays the next one.
     Later,
 }
@@ -36,7 +95,10 @@ pub enum Progress {
 pub struct Context<'a> {
     memory: &'a GuestMemory,
     queues: &'a mut [Queue],
+    /// How much of each queue's next chain is done, see [`Chain::begun`].
+    begun: &'a mut [usize],
     interrupt: &'a Interrupt,
+    turn: Turn<'a>,
     /// Queues with buffers that were given back, by their bits.
     used: u64,
     /// Queues that have more than could be handled in one go.
@@ -48,12 +110,16 @@ impl<'a> Context<'a> {
     pub(crate) fn new(
         memory: &'a GuestMemory,
         queues: &'a mut [Queue],
+        begun: &'a mut [usize],
         interrupt: &'a Interrupt,
+        interrupted: &'a AtomicBool,
     ) -> Self {
         Self {
             memory,
             queues,
+            begun,
             interrupt,
+            turn: Turn::new(interrupted),
             used: 0,
             again: 0,
             configuration: false,
@@ -70,44 +136,70 @@ impl<'a> Context<'a> {
         self.configuration = true;
     }
 
-    /// Handles chains of a queue until there is none, or one has to wait. The driver's
-    /// notifications are off meanwhile, and on again when there is none.
+    /// How long this goes on.
+    pub fn turn(&mut self) -> &mut Turn<'a> {
+        &mut self.turn
+    }
+
+    /// Has the queue handled again, after the others had their turn.
+    pub fn again(&mut self, index: usize) {
+        self.again |= 1 << index;
+    }
+
+    /// Handles chains of a queue until there is none, one has to wait or the turn is over.
+    /// The driver's notifications are off meanwhile, and on again when there is none.
     ///
     /// # Errors
     /// A queue or a chain that no driver makes; what `handle` finds.
     pub fn process(
         &mut self,
         index: usize,
-        handle: impl FnMut(Chain<'a>) -> Result<Progress, Fault>,
+        mut handle: impl FnMut(Chain<'a>, &mut Turn<'a>) -> Result<Progress, Fault>,
     ) -> Result<(), Fault> {
-        self.each(index, resolve, handle)
+        self.each(index, resolve, |mut chain, begun, turn| {
+            chain.begun = begun;
+            handle(chain, turn)
+        })
     }
 
     /// The same, with the places of a chain's buffers in guest-physical memory, address and
-    /// length, which may or may not be memory.
+    /// length, which may or may not be memory, and how many of them are done.
     ///
     /// # Errors
     /// As [`Context::process`].
     pub fn process_places(
         &mut self,
         index: usize,
-        handle: impl FnMut(Vec<(u64, u64)>) -> Result<Progress, Fault>,
+        handle: impl FnMut(Vec<(u64, u64)>, usize, &mut Turn<'a>) -> Result<Progress, Fault>,
     ) -> Result<(), Fault> {
-        self.each(index, |_, descriptors| places(descriptors), handle)
+        self.each(
+            index,
+            |_, descriptors, turn| places(descriptors, turn),
+            handle,
+        )
     }
 
     fn each<T>(
         &mut self,
         index: usize,
-        look_up: impl Fn(&'a GuestMemory, DescriptorChain<&'a GuestMemory>) -> Result<T, Fault>,
-        mut handle: impl FnMut(T) -> Result<Progress, Fault>,
+        look_up: impl Fn(
+            &'a GuestMemory,
+            DescriptorChain<&'a GuestMemory>,
+            &mut Turn<'a>,
+        ) -> Result<T, Fault>,
+        mut handle: impl FnMut(T, usize, &mut Turn<'a>) -> Result<Progress, Fault>,
     ) -> Result<(), Fault> {
         let memory = self.memory;
+        let turn = &mut self.turn;
+        let Some(begun) = self.begun.get_mut(index) else {
+            return Ok(());
+        };
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
             return Ok(());
         };
-        let mut left = BURST;
         loop {
+            // A driver can have chains come and go for as long as it likes.
+            turn.spend(DESCRIPTOR);
             queue
                 .disable_notification(memory)
                 .map_err(|error| damaged(index, &error))?;
@@ -117,20 +209,28 @@ impl<'a> Context<'a> {
                     .map_err(|error| damaged(index, &error))?
                     .next();
                 let Some(descriptors) = next else { break };
-                if left == 0 {
+                if turn.is_over() {
                     // Others have their turn; this goes on after them.
                     queue.go_to_previous_position();
                     self.again |= 1 << index;
                     return Ok(());
                 }
-                left -= 1;
+                turn.spend(OPERATION);
                 let head = descriptors.head_index();
-                match handle(look_up(memory, descriptors)?)? {
+                let found = look_up(memory, descriptors, turn)?;
+                match handle(found, *begun, turn)? {
                     Progress::Done(written) => {
+                        *begun = 0;
                         queue
                             .add_used(memory, head, written)
                             .map_err(|error| damaged(index, &error))?;
                         self.used |= 1 << index;
+                    }
+                    Progress::Part(done) => {
+                        *begun = done;
+                        queue.go_to_previous_position();
+                        self.again |= 1 << index;
+                        return Ok(());
                     }
                     Progress::Later => {
                         queue.go_to_previous_position();
@@ -167,7 +267,7 @@ impl<'a> Context<'a> {
                 .next();
             match next {
                 Some(descriptors) => {
-                    let chain = resolve(memory, descriptors)?;
+                    let chain = resolve(memory, descriptors, &mut self.turn)?;
                     room = room.saturating_add(chain.writable.len());
                     chains.push(chain);
                 }
@@ -238,13 +338,15 @@ fn damaged(index: usize, error: &virtio_queue::Error) -> Fault {
 fn resolve<'a>(
     memory: &'a GuestMemory,
     descriptors: DescriptorChain<&GuestMemory>,
+    turn: &mut Turn<'_>,
 ) -> Result<Chain<'a>, Fault> {
     let mut chain = Chain {
         head: descriptors.head_index(),
         readable: Buffers::default(),
         writable: Buffers::default(),
+        begun: 0,
     };
-    walk(descriptors, |address, length, writable| {
+    walk(descriptors, turn, |address, length, writable| {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let piece = memory
             .get_slice(GuestAddress(address), length)
@@ -268,9 +370,12 @@ fn resolve<'a>(
 }
 
 /// Where a chain's buffers are said to be.
-fn places(descriptors: DescriptorChain<&GuestMemory>) -> Result<Vec<(u64, u64)>, Fault> {
+fn places(
+    descriptors: DescriptorChain<&GuestMemory>,
+    turn: &mut Turn<'_>,
+) -> Result<Vec<(u64, u64)>, Fault> {
     let mut places = Vec::new();
-    walk(descriptors, |address, length, _| {
+    walk(descriptors, turn, |address, length, _| {
         places.push((address, u64::from(length)));
         Ok(())
     })?;
@@ -280,6 +385,7 @@ fn places(descriptors: DescriptorChain<&GuestMemory>) -> Result<Vec<(u64, u64)>,
 /// Follows a chain: address, length, whether it is to be written.
 fn walk(
     descriptors: DescriptorChain<&GuestMemory>,
+    turn: &mut Turn<'_>,
     mut each: impl FnMut(u64, u32, bool) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     // The iterator ends without a word where a chain leads in a circle, out of its table or
@@ -291,6 +397,7 @@ fn walk(
                 "a chain has more than {MAX_SEGMENTS} descriptors"
             )));
         }
+        turn.spend(DESCRIPTOR);
         unfinished = descriptor.has_next();
         each(
             descriptor.addr().0,

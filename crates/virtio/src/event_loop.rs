@@ -45,6 +45,8 @@ pub struct DeviceLoop {
     state: Mutex<State>,
     changed: Condvar,
     running: AtomicBool,
+    /// Whether it is to stand or to stop, for devices to look at while they are at work.
+    interrupted: AtomicBool,
 }
 
 /// What is watched of one device.
@@ -76,6 +78,7 @@ impl DeviceLoop {
             }),
             changed: Condvar::new(),
             running: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
         })
     }
 
@@ -114,6 +117,10 @@ impl DeviceLoop {
                 Err(error) => return Err(error.into()),
             }
             for event in &events {
+                // What is left out is still there when it goes on.
+                if self.interrupted.load(Ordering::Relaxed) {
+                    break;
+                }
                 self.handle(event.data.u64(), event.flags);
             }
             let mut last = None;
@@ -144,7 +151,7 @@ impl DeviceLoop {
             if let Some(notifier) = device.notifiers().get(part) {
                 // Empty when a CPU's thread was faster, which is as good.
                 let _ = notifier.read();
-                device.queue_event(part);
+                device.queue_event(part, &self.interrupted);
             }
         } else {
             let ended = flags.intersects(EventFlags::HUP | EventFlags::ERR);
@@ -152,7 +159,7 @@ impl DeviceLoop {
                 readable: ended || flags.intersects(EventFlags::IN),
                 writable: ended || flags.intersects(EventFlags::OUT),
             };
-            device.source_event(part, ready);
+            device.source_event(part, ready, &self.interrupted);
         }
     }
 
@@ -244,6 +251,8 @@ impl DeviceLoop {
         let mut state = self.lock();
         if state.wanted != Wanted::Stop {
             state.wanted = wanted;
+            self.interrupted
+                .store(wanted != Wanted::Run, Ordering::Relaxed);
         }
         drop(state);
         self.changed.notify_all();

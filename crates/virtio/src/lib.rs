@@ -28,7 +28,7 @@ mod persist;
 pub mod testing;
 
 pub use buffers::{Buffers, MAX_SEGMENTS};
-pub use context::{Chain, Context, Progress};
+pub use context::{Chain, Context, Progress, Turn};
 pub use device::{Fault, Readiness, Source, VirtioDevice};
 pub use event_loop::{DeviceLoop, LoopError};
 pub use interrupt::InterruptLine;

@@ -1,6 +1,7 @@
 //! The MMIO transport, section 4.2: a device's registers.
 
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
@@ -88,6 +89,9 @@ struct Registers {
     configured: Vec<QueueState>,
     /// As the device uses them; empty while it is not active.
     queues: Vec<Queue>,
+    /// How much of each queue's next chain is done, see [`crate::Chain::begun`]. No part of
+    /// the state that is saved: what was done is done again then, which comes to the same.
+    begun: Vec<usize>,
 }
 
 impl MmioDevice {
@@ -132,6 +136,7 @@ impl MmioDevice {
                 generation: 0,
                 configured,
                 queues: Vec::new(),
+                begun: Vec::new(),
             }),
             interrupt: Interrupt::new(line),
             notifiers,
@@ -315,18 +320,24 @@ impl MmioDevice {
         }
     }
 
-    /// The driver has notified a queue, or may have.
-    pub(crate) fn queue_event(&self, queue: usize) {
-        self.event(|device, context| device.queue_event(context, queue));
+    /// The driver has notified a queue, or may have. It is left early when `interrupted` is
+    /// set, and then notified again.
+    pub(crate) fn queue_event(&self, queue: usize, interrupted: &AtomicBool) {
+        self.event(interrupted, |device, context| {
+            device.queue_event(context, queue)
+        });
     }
 
     /// One of the device's own descriptors is ready.
-    pub(crate) fn source_event(&self, source: usize, ready: Readiness) {
-        self.event(|device, context| device.source_event(context, source, ready));
+    pub(crate) fn source_event(&self, source: usize, ready: Readiness, interrupted: &AtomicBool) {
+        self.event(interrupted, |device, context| {
+            device.source_event(context, source, ready)
+        });
     }
 
     fn event(
         &self,
+        interrupted: &AtomicBool,
         handle: impl FnOnce(&mut dyn VirtioDevice, &mut Context<'_>) -> Result<(), Fault>,
     ) {
         let mut guard = self.lock();
@@ -334,7 +345,13 @@ impl MmioDevice {
         if !registers.is_active() {
             return;
         }
-        let mut context = Context::new(&self.memory, &mut registers.queues, &self.interrupt);
+        let mut context = Context::new(
+            &self.memory,
+            &mut registers.queues,
+            &mut registers.begun,
+            &self.interrupt,
+            interrupted,
+        );
         let handled = handle(&mut *registers.device, &mut context).and_then(|()| context.finish());
         match handled {
             Ok(again) => {
@@ -535,6 +552,7 @@ impl Registers {
             queues.push(queue);
         }
         self.device.activate(self.driver_features, memory)?;
+        self.begun = vec![0; queues.len()];
         self.queues = queues;
         Ok(())
     }

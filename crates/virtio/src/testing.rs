@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -28,6 +29,9 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 /// See [`NEXT`].
 pub const INDIRECT: u16 = 4;
+
+/// Nobody interrupts a device that is driven from here.
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// See the module.
 pub struct Driver {
@@ -241,6 +245,21 @@ impl Driver {
         self.pump();
     }
 
+    /// Lets the device have one turn at a queue, and no more; whether it wants another.
+    #[must_use]
+    pub fn turn(&self, queue: usize) -> bool {
+        let Some(notifier) = self.device.notifiers().get(queue) else {
+            return false;
+        };
+        let _ = notifier.read();
+        self.device.queue_event(queue, &NEVER);
+        let again = notifier.read().is_ok();
+        if again {
+            self.write(QUEUE_NOTIFY, u32::try_from(queue).unwrap_or(u32::MAX));
+        }
+        again
+    }
+
     /// Handles everything that is pending, as the device loop does.
     pub fn pump(&self) {
         let _ = self.comes_to_rest();
@@ -255,7 +274,7 @@ impl Driver {
             for (queue, notifier) in self.device.notifiers().iter().enumerate() {
                 if notifier.read().is_ok() {
                     idle = false;
-                    self.device.queue_event(queue);
+                    self.device.queue_event(queue, &NEVER);
                 }
             }
             for (index, source) in self.device.sources().into_iter().enumerate() {
@@ -279,6 +298,7 @@ impl Driver {
                             readable: ended || flags.contains(PollFlags::IN),
                             writable: ended || flags.contains(PollFlags::OUT),
                         },
+                        &NEVER,
                     );
                 }
             }

@@ -6,7 +6,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegio
 
 use super::PAGE;
 use super::device::{Balloon, queue};
-use crate::context::{Context, Progress};
+use crate::context::{Context, Progress, Turn};
 use crate::device::Fault;
 use crate::{Buffers, GuestMemory};
 
@@ -21,41 +21,53 @@ impl Balloon {
     /// Pages that the guest gives up: arrays of page numbers.
     pub(super) fn inflate(&self, context: &mut Context<'_>) -> Result<(), Fault> {
         let memory = context.memory();
-        context.process(queue::INFLATE, |chain| {
-            self.give_up(memory, chain.readable)?;
-            Ok(Progress::Done(0))
+        context.process(queue::INFLATE, |chain, turn| {
+            self.give_up(memory, chain.readable, chain.begun, turn)
         })
     }
 
     /// Pages that the guest takes back: they are there when it touches them.
     pub(super) fn deflate(&self, context: &mut Context<'_>) -> Result<(), Fault> {
-        context.process(queue::DEFLATE, |_| Ok(Progress::Done(0)))
+        context.process(queue::DEFLATE, |_, _| Ok(Progress::Done(0)))
     }
 
     /// Free pages, as the buffers themselves.
     pub(super) fn reported(&self, context: &mut Context<'_>) -> Result<(), Fault> {
         let memory = context.memory();
-        context.process_places(queue::REPORTING, |places| {
-            for (address, length) in places {
-                self.discard(memory, address, length);
+        context.process_places(queue::REPORTING, |places, begun, turn| {
+            for (done, (address, length)) in places.into_iter().enumerate().skip(begun) {
+                if turn.is_over() {
+                    return Ok(Progress::Part(done));
+                }
+                self.discard(memory, address, length, turn);
             }
             Ok(Progress::Done(0))
         })
     }
 
-    fn give_up(&self, memory: &GuestMemory, mut numbers: Buffers<'_>) -> Result<(), Fault> {
+    fn give_up(
+        &self,
+        memory: &GuestMemory,
+        mut numbers: Buffers<'_>,
+        begun: usize,
+        turn: &mut Turn<'_>,
+    ) -> Result<Progress, Fault> {
         if numbers.len() > MAX_NUMBERS * NUMBER {
             return Err(Fault::new("the balloon's driver gives up too much at once"));
         }
+        let mut done = begun.min(numbers.len());
+        numbers.take_front(done);
         // Neighbours are given back together: first page and how many.
         let mut run: Option<(u64, u64)> = None;
-        while !numbers.is_empty() {
+        while !numbers.is_empty() && !turn.is_over() {
             let mut bytes = [0; NUMBERS * NUMBER];
             let here = numbers.len().min(bytes.len());
             let Some(part) = numbers.take_front(here) else {
                 break;
             };
             let length = part.copy_to(&mut bytes);
+            done += length;
+            turn.moved(length);
             let bytes = bytes.get(..length).unwrap_or_default();
             for number in bytes.as_chunks::<NUMBER>().0 {
                 let page = u64::from(u32::from_le_bytes(*number));
@@ -66,7 +78,7 @@ impl Balloon {
                     }
                     before => {
                         if let Some((first, count)) = before {
-                            self.discard(memory, first * PAGE, count * PAGE);
+                            self.discard(memory, first * PAGE, count * PAGE, turn);
                         }
                         Some((page, 1))
                     }
@@ -74,21 +86,31 @@ impl Balloon {
             }
         }
         if let Some((first, count)) = run {
-            self.discard(memory, first * PAGE, count * PAGE);
+            self.discard(memory, first * PAGE, count * PAGE, turn);
         }
-        Ok(())
+        Ok(if numbers.is_empty() {
+            Progress::Done(0)
+        } else {
+            Progress::Part(done)
+        })
     }
 
     /// Gives whole pages in a range back to the host. What is no memory is nobody's loss.
-    fn discard(&self, memory: &GuestMemory, address: u64, length: u64) {
+    fn discard(&self, memory: &GuestMemory, address: u64, length: u64, turn: &mut Turn<'_>) {
         let range = address.checked_next_multiple_of(PAGE).and_then(|start| {
             let end = address.saturating_add(length) / PAGE * PAGE;
             Some((start, end.checked_sub(start).filter(|length| *length > 0)?))
         });
         let Some((start, length)) = range else { return };
         match release(memory, start, length) {
-            Ok(()) => self.count(length),
-            Err(error) => tracing::debug!(%error, start, length, "memory stays with a guest"),
+            Ok(()) => {
+                turn.released(length);
+                self.count(length);
+            }
+            Err(error) => {
+                turn.released(0);
+                tracing::debug!(%error, start, length, "memory stays with a guest");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use rustix::fs::FallocateFlags;
 
 use crate::Buffers;
+use crate::context::Turn;
 
 use super::SECTOR;
 
@@ -73,13 +74,20 @@ impl Backing {
         matches!(self, Self::Layers(_))
     }
 
-    /// Reads all of `into` from an offset on.
-    pub(crate) fn read(&self, mut into: Buffers<'_>, mut offset: u64) -> io::Result<()> {
+    /// Reads all of `into` from an offset on, or until the turn is over; how many bytes.
+    pub(crate) fn read(
+        &self,
+        mut into: Buffers<'_>,
+        offset: u64,
+        turn: &mut Turn<'_>,
+    ) -> io::Result<usize> {
         let extents = match self {
-            Self::Scratch { file, .. } => return read_all(file, into, offset),
+            Self::Scratch { file, .. } => return read_all(file, into, offset, turn),
             Self::Layers(extents) => extents,
         };
+        let mut all = 0;
         while !into.is_empty() {
+            let offset = offset + u64::try_from(all).unwrap_or(0);
             let after = extents.partition_point(|extent| extent.start <= offset);
             let extent = after.checked_sub(1).and_then(|index| extents.get(index));
             let Some(extent) = extent else {
@@ -91,24 +99,29 @@ impl Backing {
             let Some(part) = into.take_front(here).filter(|part| !part.is_empty()) else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
-            read_all(&extent.file, part, inside)?;
-            offset += u64::try_from(here).unwrap_or(0);
+            let done = read_all(&extent.file, part, inside, turn)?;
+            all += done;
+            if done < here {
+                break;
+            }
         }
-        Ok(())
+        Ok(all)
     }
 
-    /// Writes all of `from` at an offset.
-    pub(crate) fn write(&self, mut from: Buffers<'_>, mut offset: u64) -> io::Result<()> {
+    /// Writes all of `from` at an offset, or until the turn is over; how many bytes.
+    pub(crate) fn write(
+        &self,
+        from: Buffers<'_>,
+        offset: u64,
+        turn: &mut Turn<'_>,
+    ) -> io::Result<usize> {
         let file = self.writable()?;
-        while !from.is_empty() {
-            let done = from.write_at(file, offset)?;
-            if done == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+        each_piece(from, offset, turn, |pieces, offset| {
+            match pieces.write_at(file, offset)? {
+                0 => Err(io::ErrorKind::WriteZero.into()),
+                done => Ok(done),
             }
-            from.take_front(done);
-            offset += u64::try_from(done).unwrap_or(0);
-        }
-        Ok(())
+        })
     }
 
     /// Makes a hole.
@@ -151,14 +164,29 @@ impl Backing {
     }
 }
 
-fn read_all(file: &File, mut into: Buffers<'_>, mut offset: u64) -> io::Result<()> {
-    while !into.is_empty() {
-        let done = into.read_at(file, offset)?;
-        if done == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+fn read_all(file: &File, into: Buffers<'_>, offset: u64, turn: &mut Turn<'_>) -> io::Result<usize> {
+    each_piece(into, offset, turn, |pieces, offset| {
+        match pieces.read_at(file, offset)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            done => Ok(done),
         }
-        into.take_front(done);
+    })
+}
+
+/// Moves bytes piece by piece until there are none, or the turn is over; how many.
+fn each_piece(
+    mut buffers: Buffers<'_>,
+    mut offset: u64,
+    turn: &mut Turn<'_>,
+    transfer: impl Fn(&Buffers<'_>, u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut all = 0;
+    while !buffers.is_empty() && !turn.is_over() {
+        let done = transfer(&buffers, offset)?;
+        turn.moved(done);
+        buffers.take_front(done);
         offset += u64::try_from(done).unwrap_or(0);
+        all += done;
     }
-    Ok(())
+    Ok(all)
 }

@@ -113,7 +113,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_event(&mut self, context: &mut Context<'_>, queue: usize) -> Result<(), Fault> {
-        context.process(queue, |chain| self.request(chain))
+        context.process(queue, |chain, turn| self.request(chain, turn))
     }
 
     fn reset(&mut self) {}

@@ -5,7 +5,7 @@ use std::io;
 use super::SECTOR;
 use super::device::{Block, MAX_RANGE, MAX_RANGES};
 use crate::Buffers;
-use crate::context::{Chain, Progress};
+use crate::context::{Chain, Progress, Turn};
 use crate::device::Fault;
 
 /// Types of requests.
@@ -31,6 +31,14 @@ const RANGE: usize = 16;
 const UNMAP: u32 = 1;
 const SERIAL: usize = 20;
 
+/// How far a request has come.
+enum Outcome {
+    /// It is done, and so many bytes of its chain are written.
+    Done(usize),
+    /// The turn was over: so many bytes were moved, or ranges worked on, in all turns.
+    Part(usize),
+}
+
 /// Why a request is not carried out.
 enum Refusal {
     /// It asks for what this disk does not have or do.
@@ -53,8 +61,12 @@ fn beyond() -> Refusal {
 }
 
 impl Block {
-    /// Carries out one request.
-    pub(super) fn request(&self, mut chain: Chain<'_>) -> Result<Progress, Fault> {
+    /// Carries out one request, or a part of it.
+    pub(super) fn request(
+        &self,
+        mut chain: Chain<'_>,
+        turn: &mut Turn<'_>,
+    ) -> Result<Progress, Fault> {
         let mut header = [0; HEADER];
         let head = chain.readable.take_front(HEADER);
         let status = chain.writable.take_back(1);
@@ -68,8 +80,9 @@ impl Block {
         let kind = u32::from_le_bytes([a, b, c, d]);
         let sector = u64::from_le_bytes(sector);
         let room = chain.writable.len();
-        let (answer, written) = match self.carry_out(kind, sector, chain) {
-            Ok(written) => (OK, written),
+        let (answer, written) = match self.carry_out(kind, sector, chain, turn) {
+            Ok(Outcome::Done(written)) => (OK, written),
+            Ok(Outcome::Part(done)) => return Ok(Progress::Part(done)),
             Err(Refusal::Unsupported) => (UNSUPP, 0),
             Err(Refusal::Failed(error)) => {
                 tracing::warn!(serial = self.serial, kind, sector, %error, "a disk request failed");
@@ -83,37 +96,67 @@ impl Block {
         ))
     }
 
-    /// How many bytes of the chain were written.
-    fn carry_out(&self, kind: u32, sector: u64, chain: Chain<'_>) -> Result<usize, Refusal> {
+    fn carry_out(
+        &self,
+        kind: u32,
+        sector: u64,
+        mut chain: Chain<'_>,
+        turn: &mut Turn<'_>,
+    ) -> Result<Outcome, Refusal> {
         match kind {
             kind::IN => {
                 let bytes = chain.writable.len();
-                let offset = self.place(sector, bytes)?;
-                self.backing.read(chain.writable, offset)?;
-                Ok(bytes)
+                let (begun, offset) = self.rest(sector, &mut chain.writable, chain.begun)?;
+                let done = begun + self.backing.read(chain.writable, offset, turn)?;
+                Ok(if done < bytes {
+                    Outcome::Part(done)
+                } else {
+                    Outcome::Done(bytes)
+                })
             }
             kind::OUT => {
-                let offset = self.place(sector, chain.readable.len())?;
-                self.backing.write(chain.readable, offset)?;
-                Ok(0)
+                let bytes = chain.readable.len();
+                let (begun, offset) = self.rest(sector, &mut chain.readable, chain.begun)?;
+                let done = begun + self.backing.write(chain.readable, offset, turn)?;
+                Ok(if done < bytes {
+                    Outcome::Part(done)
+                } else {
+                    Outcome::Done(0)
+                })
             }
             kind::FLUSH => {
                 self.backing.flush()?;
-                Ok(0)
+                turn.end();
+                Ok(Outcome::Done(0))
             }
             kind::GET_ID => {
                 let mut serial = [0; SERIAL];
                 for (place, byte) in serial.iter_mut().zip(self.serial.bytes()) {
                     *place = byte;
                 }
-                Ok(chain.writable.copy_from(&serial))
+                Ok(Outcome::Done(chain.writable.copy_from(&serial)))
             }
             kind::DISCARD | kind::WRITE_ZEROES if !self.backing.is_read_only() => {
-                self.ranges(kind, &chain.readable)?;
-                Ok(0)
+                self.ranges(kind, &chain.readable, chain.begun, turn)
             }
             _ => Err(Refusal::Unsupported),
         }
+    }
+
+    /// Takes off a transfer what of it is done; how many bytes those are, and where the rest
+    /// lies.
+    fn rest(
+        &self,
+        sector: u64,
+        buffers: &mut Buffers<'_>,
+        begun: usize,
+    ) -> Result<(usize, u64), Refusal> {
+        let start = self.place(sector, buffers.len())?;
+        let begun = begun.min(buffers.len());
+        if begun > 0 {
+            buffers.take_front(begun);
+        }
+        Ok((begun, start + u64::try_from(begun).unwrap_or(0)))
     }
 
     /// Where a transfer lies in bytes; it has to be whole sectors on the disk.
@@ -127,7 +170,13 @@ impl Block {
     }
 
     /// Discards ranges, or zeroes them.
-    fn ranges(&self, kind: u32, described: &Buffers<'_>) -> Result<(), Refusal> {
+    fn ranges(
+        &self,
+        kind: u32,
+        described: &Buffers<'_>,
+        begun: usize,
+        turn: &mut Turn<'_>,
+    ) -> Result<Outcome, Refusal> {
         let most = usize::try_from(MAX_RANGES).unwrap_or(0) * RANGE;
         let length = described.len();
         if length == 0 || length > most || !length.is_multiple_of(RANGE) {
@@ -156,16 +205,20 @@ impl Block {
                 flags & UNMAP != 0,
             ));
         }
-        for (offset, bytes, unmap) in ranges {
+        for (done, (offset, bytes, unmap)) in ranges.into_iter().enumerate().skip(begun) {
             if bytes == 0 {
                 continue;
+            }
+            if turn.is_over() {
+                return Ok(Outcome::Part(done));
             }
             if kind == kind::DISCARD {
                 self.backing.discard(offset, bytes)?;
             } else {
                 self.backing.zero(offset, bytes, unmap)?;
             }
+            turn.released(bytes);
         }
-        Ok(())
+        Ok(Outcome::Done(0))
     }
 }

@@ -16,11 +16,12 @@ impl Console {
     /// Hands the kernel's words on.
     pub(super) fn console_output(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let words = &mut self.words;
-        context.process(queue::CONSOLE_OUT, |chain| {
+        context.process(queue::CONSOLE_OUT, |chain, turn| {
             if let Some(words) = words {
                 let mut bytes = [0; MAX_WORDS];
                 let length = chain.readable.copy_to(&mut bytes);
                 words(bytes.get(..length).unwrap_or_default());
+                turn.moved(length);
             }
             Ok(Progress::Done(0))
         })
@@ -29,7 +30,7 @@ impl Console {
     /// Takes what the driver tells, and answers.
     pub(super) fn receive_control(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let mut told = Vec::new();
-        context.process(queue::CONTROL_OUT, |chain| {
+        context.process(queue::CONTROL_OUT, |chain, _| {
             let mut message = [0; MESSAGE];
             // Shorter ones say nothing.
             if chain.readable.copy_to(&mut message) == MESSAGE && told.len() < MAX_WAITING {
@@ -82,7 +83,7 @@ impl Console {
     /// Sends what waits for the driver, as far as it has buffers.
     pub(super) fn send_control(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let waiting = &mut self.waiting;
-        context.process(queue::CONTROL_IN, |chain| {
+        context.process(queue::CONTROL_IN, |chain, _| {
             let Some(message) = waiting.pop_front() else {
                 return Ok(Progress::Later);
             };
@@ -97,6 +98,10 @@ impl Console {
             return Ok(());
         }
         for _ in 0..BURST {
+            if context.turn().is_over() {
+                context.again(queue::AGENT_IN);
+                return Ok(());
+            }
             let mut chains = context.take(queue::AGENT_IN, 1, 1)?;
             let Some(chain) = chains.pop() else {
                 self.no_room = true;
@@ -112,6 +117,7 @@ impl Console {
                     return self.hang_up(context);
                 }
                 Ok(length) => {
+                    context.turn().moved(length);
                     let length = u32::try_from(length).unwrap_or(u32::MAX);
                     context.give_back(queue::AGENT_IN, chain.head, length)?;
                 }
@@ -131,7 +137,7 @@ impl Console {
     pub(super) fn collect(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let (agent, sent) = (&self.agent, &mut self.sent);
         let (mut full, mut gone) = (false, self.hung_up);
-        context.process(queue::AGENT_OUT, |mut chain| {
+        context.process(queue::AGENT_OUT, |mut chain, turn| {
             if gone {
                 return Ok(Progress::Done(0));
             }
@@ -139,8 +145,12 @@ impl Console {
             // changed its own stream.
             chain.readable.take_front(*sent);
             while !chain.readable.is_empty() {
+                if turn.is_over() {
+                    return Ok(Progress::Part(0));
+                }
                 match send(agent, &chain.readable) {
                     Ok(length) => {
+                        turn.moved(length);
                         *sent += length;
                         chain.readable.take_front(length);
                     }

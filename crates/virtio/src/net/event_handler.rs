@@ -18,6 +18,11 @@ impl Net {
     /// Passes frames from the tap to the guest until there is none or no room for one.
     pub(super) fn receive(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         for _ in 0..BURST {
+            if context.turn().is_over() {
+                // Also for a frame that waits, of which the tap will not tell.
+                context.again(RECEIVE);
+                return Ok(());
+            }
             if self.frame_length == 0 {
                 match rustix::io::read(&self.tap, &mut *self.frame) {
                     Ok(length) if length > HEADER => self.frame_length = length,
@@ -32,6 +37,7 @@ impl Net {
                     }
                 }
             }
+            context.turn().moved(self.frame_length);
             if !self.deliver(context)? {
                 self.no_room = true;
                 return Ok(());
@@ -74,7 +80,7 @@ impl Net {
     pub(super) fn transmit(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let tap = &self.tap;
         let longest = self.frame.len();
-        context.process(TRANSMIT, |chain| {
+        context.process(TRANSMIT, |chain, turn| {
             let length = chain.readable.len();
             if length > HEADER && length <= longest {
                 // A frame that the tap does not take is lost, as on any wire: its queue is
@@ -84,6 +90,7 @@ impl Net {
                 {
                     tracing::debug!(%error, length, "a tap device refused a frame");
                 }
+                turn.moved(length);
             }
             Ok(Progress::Done(0))
         })

@@ -34,7 +34,7 @@ fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
     bytes
 }
 
-fn scratch(bytes: u64) -> (Driver, File) {
+pub fn scratch(bytes: u64) -> (Driver, File) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(bytes).unwrap();
     let disk = Block::new(

@@ -15,13 +15,13 @@ const CONTROL_OUT: usize = 3;
 const AGENT_IN: usize = 4;
 
 /// A loop on a thread, which a test that fails does not leave running.
-struct Running {
-    serving: Arc<DeviceLoop>,
+pub struct Running {
+    pub serving: Arc<DeviceLoop>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Running {
-    fn new(drivers: &[&Driver]) -> Self {
+    pub fn new(drivers: &[&Driver]) -> Self {
         let devices = drivers.iter().map(|driver| Arc::clone(&driver.device));
         let serving = Arc::new(DeviceLoop::new(devices.collect()).unwrap());
         let thread = {
@@ -34,7 +34,7 @@ impl Running {
         }
     }
 
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.serving.stop();
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -49,7 +49,7 @@ impl Drop for Running {
 }
 
 /// Waits for what another thread does.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..6000 {
         if done() {
             return;
@@ -59,7 +59,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
-fn ask(driver: &mut Driver) {
+pub fn ask(driver: &mut Driver) {
     driver.describe(Driver::base(0), 0, BUFFERS, 64, WRITE, 0);
     driver.publish(0, 0);
     driver.write(QUEUE_NOTIFY, 0);

@@ -9,3 +9,4 @@ mod event_loop;
 mod hostile;
 mod net;
 mod transport;
+mod turns;
