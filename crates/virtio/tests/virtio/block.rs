@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use bulkhead_virtio::block::{Backing, Block};
-use bulkhead_virtio::testing::Driver;
+use bulkhead_virtio::testing::{BUFFERS, Driver, NEXT, WRITE};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -189,6 +189,125 @@ fn a_request_without_header_or_status_breaks_the_disk() {
     assert_eq!(driver.faults().len(), 1);
     let (mut driver, _file) = scratch(1 << 20);
     assert!(driver.request(0, &[&header(IN, 0)], &[]).is_none());
+    assert_eq!(driver.faults().len(), 1);
+}
+
+/// Makes a request of sectors from the third on, whose data is in these places.
+fn scattered(driver: &mut Driver, kind: u32, places: &[(u64, u32)], status: u64) {
+    let base = Driver::base(0);
+    let flags = if kind == IN { WRITE } else { 0 };
+    driver.put(BUFFERS, &header(kind, 3));
+    driver.describe(base, 0, BUFFERS, 16, NEXT, 1);
+    let mut last = 1;
+    for (address, length) in places {
+        driver.describe(base, last, *address, *length, flags | NEXT, last + 1);
+        last += 1;
+    }
+    driver.describe(base, last, status, 1, WRITE, 0);
+    driver.publish(0, 0);
+    driver.kick(0);
+}
+
+#[test]
+fn data_goes_where_it_is_wanted_in_the_order_of_its_pieces() {
+    let (mut driver, file) = scratch(1 << 20);
+    let data: Vec<u8> = (0..1024u32)
+        .map(|at| u8::try_from(at % 250 + 1).unwrap())
+        .collect();
+    file.write_all_at(&data, 3 * 512).unwrap();
+    let (base, at) = (Driver::base(0), BUFFERS + 0x1000);
+    let table = base;
+    let (available, used) = (base + 0x4000, base + 0x8000);
+
+    // Each over a part of the one before, and the status over data and over the header.
+    scattered(&mut driver, IN, &[(at, 512), (at + 256, 512)], at + 100);
+    assert_eq!(driver.used(0), [(0, 1025)]);
+    let mut expected = [&data[..256], &data[512..]].concat();
+    expected[100] = 0;
+    assert_eq!(driver.get(at, 768), expected);
+    scattered(&mut driver, IN, &[(BUFFERS, 512)], BUFFERS);
+    assert_eq!(driver.used(0), [(0, 513)]);
+    expected = data[..512].to_vec();
+    expected[0] = 0;
+    assert_eq!(driver.get(BUFFERS, 512), expected);
+
+    // Over the descriptors, which have been looked at.
+    scattered(&mut driver, IN, &[(table, 512), (table, 512)], at);
+    assert_eq!(driver.used(0), [(0, 1025)]);
+    assert_eq!(driver.get(table, 512), data[512..]);
+    assert_eq!(driver.get(at, 1), [0]);
+
+    // Over the device's ring, in which what was done is entered afterwards.
+    scattered(&mut driver, IN, &[(used, 512)], at);
+    expected = data[..512].to_vec();
+    expected[2..4].copy_from_slice(&4u16.to_le_bytes());
+    expected[28..32].copy_from_slice(&0u32.to_le_bytes());
+    expected[32..36].copy_from_slice(&513u32.to_le_bytes());
+    assert_eq!(driver.get(used, 512), expected);
+    assert!(driver.faults().is_empty());
+
+    // Out of the descriptors and the rings.
+    for place in [table, available, used] {
+        driver.start(0, 64);
+        scattered(&mut driver, OUT, &[(place, 512)], at);
+        assert_eq!(driver.get(at, 1), [0]);
+        let mut found = [0; 512];
+        file.read_exact_at(&mut found, 3 * 512).unwrap();
+        let mut expected = driver.get(place, 512);
+        if place == used {
+            // Before this request was entered, which is in the place of one like it.
+            expected[2..4].fill(0);
+        }
+        assert_eq!(found[..], expected);
+    }
+    assert!(driver.faults().is_empty());
+
+    // Over the driver's ring, which then jumps.
+    driver.start(0, 64);
+    file.write_all_at(&data, 3 * 512).unwrap();
+    scattered(&mut driver, IN, &[(available, 512)], at);
+    assert_eq!(driver.get(available, 512), data[..512]);
+    assert_eq!(driver.used(0), [(0, 513)], "it was done before");
+    assert_eq!(driver.faults().len(), 1);
+    assert!(
+        driver.faults()[0].contains("is damaged"),
+        "{:?}",
+        driver.faults()
+    );
+    driver.start(0, 64);
+    scattered(&mut driver, IN, &[(at, 512)], at + 512);
+    assert_eq!(driver.used(0), [(0, 513)]);
+}
+
+#[test]
+fn pieces_without_a_byte_change_nothing() {
+    let (mut driver, file) = scratch(1 << 20);
+    file.write_all_at(&[5; 512], 3 * 512).unwrap();
+    let at = BUFFERS + 0x1000;
+    let places = [(at, 0), (at, 100), (0, 0), (at + 100, 412), (at, 0)];
+    scattered(&mut driver, IN, &places, at + 512);
+    assert_eq!(driver.used(0), [(0, 513)]);
+    assert_eq!(driver.get(at, 513), [&[5; 512][..], &[0]].concat());
+    // No data at all is no sector.
+    scattered(&mut driver, IN, &[(at, 0)], at);
+    assert_eq!(driver.used(0), [(0, 1)]);
+    assert_eq!(driver.get(at, 2), [0, 5]);
+    // A status without a byte is none: the last byte of data is in its place.
+    let base = Driver::base(0);
+    for length in [0, 513] {
+        driver.start(0, 64);
+        driver.put(BUFFERS, &header(IN, 3));
+        driver.describe(base, 0, BUFFERS, 16, NEXT, 1);
+        driver.describe(base, 1, at, length, WRITE | NEXT, 2);
+        driver.describe(base, 2, at + 0x1000, 0, WRITE, 0);
+        driver.publish(0, 0);
+        driver.kick(0);
+        if length == 0 {
+            assert_eq!(driver.faults().len(), 1);
+        } else {
+            assert_eq!(driver.used(0), [(0, 513)]);
+        }
+    }
     assert_eq!(driver.faults().len(), 1);
 }
 

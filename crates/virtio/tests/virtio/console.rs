@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bulkhead_virtio::console::Console;
 use bulkhead_virtio::testing::{BUFFERS, Driver, WRITE};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 const CONSOLE_OUT: usize = 1;
 const CONTROL_IN: usize = 2;
@@ -59,6 +61,17 @@ fn filled(driver: &mut Driver, queue: usize) -> Vec<Vec<u8>> {
             driver.get(place(queue, head), usize::try_from(*length).unwrap())
         })
         .collect()
+}
+
+/// The same, and what was filled is offered again.
+fn filled_again(driver: &mut Driver, queue: usize) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for (head, length) in driver.used(queue) {
+        let head = u16::try_from(head).unwrap();
+        all.push(driver.get(place(queue, head), usize::try_from(length).unwrap()));
+        offer(driver, queue, head, 1);
+    }
+    all
 }
 
 /// What Linux does until somebody has the agent's port open.
@@ -214,6 +227,56 @@ fn messages_of_any_length_and_order_are_no_harm() {
         }
     }
     assert!(driver.faults().is_empty());
+}
+
+#[test]
+fn messages_in_any_order_are_no_harm_to_one_device() {
+    let mut random = StdRng::seed_from_u64(0x0063_6f6e_7472_6f6c);
+    let (mut driver, mut agent, _heard) = console();
+    let mut open = false;
+    offer(&mut driver, CONTROL_IN, 0, 16);
+    offer(&mut driver, AGENT_IN, 0, 4);
+    let (mut answers, mut carried) = (0, 0);
+    for round in 0..4000u32 {
+        let port = [0, 1, 1, 2, u32::MAX][random.random_range(0..5)];
+        let event = random.random_range(0..9);
+        let value = [0, 1, 1, 2, 0xffff][random.random_range(0..5)];
+        let mut message = control(port, event, value);
+        // Some are too short, and some go on.
+        message.resize(random.random_range(6..10), 1);
+        driver.request(CONTROL_OUT, &[&message], &[]).unwrap();
+        let was_open = open;
+        if message.starts_with(&[1, 0, 0, 0, 6, 0]) && message.len() >= 8 {
+            open = value != 0;
+        }
+        let news = filled_again(&mut driver, AGENT_IN).concat();
+        assert!(
+            open || was_open || news.is_empty(),
+            "a closed port hears something"
+        );
+        carried += news.len();
+        for told in filled_again(&mut driver, CONTROL_IN) {
+            // Nothing is said of ports that are not there, nor what a device does not say.
+            assert!(told.len() >= 8, "{told:?}");
+            assert!(told[0] < 2 && told[1..4] == [0; 3], "{told:?}");
+            assert!([1, 4, 6, 7].contains(&told[4]), "{told:?}");
+            answers += 1;
+        }
+        if round % 16 == 0 {
+            agent.write_all(b"news").unwrap();
+            driver.pump();
+        }
+    }
+    assert!(driver.faults().is_empty(), "{:?}", driver.faults());
+    assert!(answers > 200 && carried > 500, "{answers}, {carried}");
+    // The port is as open as any.
+    driver.start(0, 64);
+    connect(&mut driver);
+    assert_eq!(filled(&mut driver, CONTROL_IN).len(), 6);
+    driver.request(AGENT_OUT, &[b"after all"], &[]).unwrap();
+    let mut text = [0; 9];
+    agent.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"after all");
 }
 
 #[test]

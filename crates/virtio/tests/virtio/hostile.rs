@@ -1,49 +1,20 @@
 //! Chains that no driver makes, put to every device.
 
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::ops::Range;
 
-use bulkhead_virtio::VirtioDevice;
-use bulkhead_virtio::balloon::Balloon;
-use bulkhead_virtio::block::{Backing, Block};
-use bulkhead_virtio::console::Console;
-use bulkhead_virtio::entropy::Entropy;
-use bulkhead_virtio::net::Net;
 use bulkhead_virtio::testing::{BUFFERS, Driver, INDIRECT, MEMORY, NEXT, WRITE, misbehave};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-type Case = (Box<dyn VirtioDevice>, usize, Box<dyn std::any::Any>);
-
-/// Every device, with the queue that its driver talks on first and what keeps its other
-/// side open.
-fn devices() -> Vec<Case> {
-    let (agent, port) = UnixStream::pair().unwrap();
-    agent.set_nonblocking(true).unwrap();
-    let (wire, tap) = UnixDatagram::pair().unwrap();
-    tap.set_nonblocking(true).unwrap();
-    let scratch = tempfile::tempfile().unwrap();
-    scratch.set_len(1 << 20).unwrap();
-    let console = Console::new(port.into(), Some(Box::new(|_| {}))).unwrap();
-    vec![
-        (Box::new(Entropy::new()), 0, Box::new(())),
-        (Box::new(Balloon::new().0), 0, Box::new(())),
-        (
-            Box::new(Block::new(Backing::scratch(scratch).unwrap(), "scratch")),
-            0,
-            Box::new(()),
-        ),
-        (Box::new(Net::on(tap.into(), [2; 6])), 1, Box::new(wire)),
-        (Box::new(console), 3, Box::new(agent)),
-    ]
-}
+use crate::every::{Case, devices};
 
 /// Puts a chain to every device and expects all of them to give up, for this reason.
 fn breaks(why: &str, make: impl Fn(&mut Driver, usize)) {
-    for (device, queue, _kept) in devices() {
-        let name = device.name();
-        let mut driver = Driver::new(device);
+    for mut case in Case::all() {
+        let (name, queue) = (case.name, case.queue);
+        let driver = &mut case.driver;
         driver.start(0, 16);
-        make(&mut driver, queue);
+        make(driver, queue);
         driver.kick(queue);
         let faults = driver.faults();
         assert_eq!(faults.len(), 1, "{name}: {faults:?}");
@@ -157,29 +128,164 @@ fn a_ring_that_jumps() {
     });
 }
 
+/// Entries of a queue in the tests below, and the parts of memory that its device may write.
+const SIZE: u16 = 16;
+
+fn used_ring(queue: usize) -> Range<u64> {
+    let start = Driver::base(queue) + 0x8000;
+    start..start + 4 + 8 * u64::from(SIZE) + 2
+}
+
+fn all_memory(driver: &Driver) -> Vec<u8> {
+    driver.get(0, usize::try_from(MEMORY).unwrap())
+}
+
+/// Where something was written that is in none of these places.
+fn written_elsewhere(before: &[u8], after: &[u8], places: &[Range<u64>]) -> Option<u64> {
+    let pages = (0u64..).zip(before.chunks(4096).zip(after.chunks(4096)));
+    pages
+        .filter(|(_, (before, after))| before != after)
+        .flat_map(|(page, (before, after))| {
+            let bytes = (page * 4096..).zip(before.iter().zip(after));
+            bytes.filter(|(_, (before, after))| before != after)
+        })
+        .map(|(at, _)| at)
+        .find(|at| !places.iter().any(|place| place.contains(at)))
+}
+
+/// The pages of which these pieces of memory hold the numbers.
+fn pages_in<'a>(
+    memory: &[u8],
+    pieces: impl Iterator<Item = &'a (u64, u32, u16)>,
+) -> Vec<Range<u64>> {
+    let mut numbers = Vec::new();
+    for (address, length, _) in pieces {
+        let start = usize::try_from(*address).unwrap();
+        numbers.extend(&memory[start..start + usize::try_from(*length).unwrap()]);
+    }
+    let numbers = numbers.as_chunks().0.iter();
+    numbers
+        .map(|number| 4096 * u64::from(u32::from_le_bytes(*number)))
+        .map(|address| address..address + 4096)
+        .collect()
+}
+
+/// A chain of these pieces, put to a queue of every device that has it, with something for
+/// the device to fill it with. Whatever the device makes of it: it says so if it is broken,
+/// it writes nowhere but where the chain and the used ring are, and it works afterwards.
+fn harmless(pieces: impl Fn(u64) -> Vec<(u64, u32, u16)>) {
+    for mut case in Case::all() {
+        for queue in 0..case.driver.device.notifiers().len() {
+            case.driver.start(0, SIZE);
+            if case.name == "console" {
+                // The agent's port is open in the guest.
+                case.driver
+                    .request(3, &[&[1, 0, 0, 0, 6, 0, 1, 0]], &[])
+                    .unwrap();
+            }
+            let base = Driver::base(queue);
+            let pieces = pieces(base);
+            // Where the buffers are it is a request of a disk to read, a message that asks
+            // for another, and a frame.
+            case.driver.put(BUFFERS, &[0; 4096]);
+            case.driver.put(BUFFERS + 4, &[3, 0, 1]);
+            let last = pieces.len() - 1;
+            for (index, (address, length, flags)) in pieces.iter().enumerate() {
+                let next = if index == last { 0 } else { NEXT };
+                let index = u16::try_from(index).unwrap();
+                case.driver
+                    .describe(base, index, *address, *length, flags | next, index + 1);
+            }
+            case.driver.publish(queue, 0);
+            let before = all_memory(&case.driver);
+            case.outside.stir(&[0x33; 200]);
+            case.driver.kick(queue);
+            case.driver.pump();
+            let after = all_memory(&case.driver);
+
+            let mut places: Vec<_> = pieces
+                .iter()
+                .filter(|(_, _, flags)| flags & WRITE != 0)
+                .map(|(address, length, _)| *address..*address + u64::from(*length))
+                .collect();
+            if (case.name, queue) == ("balloon", 0) {
+                let given = pieces.iter().filter(|(_, _, flags)| flags & WRITE == 0);
+                places.extend(pages_in(&before, given));
+            }
+            // It tells in each of its rings from where on it wants to be notified.
+            places.extend((0..case.driver.device.notifiers().len()).map(used_ring));
+            let elsewhere = written_elsewhere(&before, &after, &places);
+            let what = format!("{}, queue {queue}: {pieces:x?}", case.name);
+            assert_eq!(elsewhere, None, "{what}");
+            if let Some(why) = case.why_broken() {
+                let known = [
+                    "is damaged",
+                    "no header or no room",
+                    "to read after",
+                    "out of",
+                ];
+                assert!(
+                    known.iter().any(|known| why.contains(known)),
+                    "{why}: {what}"
+                );
+            }
+            case.serves_again();
+            case.outside.stir(&[]);
+        }
+    }
+}
+
 #[test]
 fn overlapping_buffers_are_a_guests_own_affair() {
-    for (device, queue, _kept) in devices() {
-        let name = device.name();
-        if name == "block" {
-            continue;
-        }
-        let mut driver = Driver::new(device);
-        driver.start(0, 16);
-        let base = Driver::base(queue);
-        // Over each other, and over the rings themselves.
-        for (index, address) in [
-            (0, BUFFERS),
-            (1, BUFFERS + 2),
-            (2, base),
-            (3, base + 0x8000),
-        ] {
-            let flags = if index == 3 { 0 } else { NEXT };
-            driver.describe(base, index, address, 8, flags, index + 1);
-        }
-        driver.publish(queue, 0);
-        driver.kick(queue);
-        assert!(driver.faults().len() <= 1, "{name}");
+    let (descriptors, available, used) = (0, 0x4000, 0x8000);
+    // To be written over each other, partly and wholly.
+    harmless(|_| vec![(BUFFERS, 64, WRITE), (BUFFERS + 32, 64, WRITE)]);
+    harmless(|_| vec![(BUFFERS, 64, WRITE); 16]);
+    // What is read and what is written, and the device's answer in the question.
+    harmless(|_| vec![(BUFFERS, 16, 0), (BUFFERS, 512, WRITE), (BUFFERS, 1, WRITE)]);
+    harmless(|_| {
+        vec![
+            (BUFFERS, 64, 0),
+            (BUFFERS + 2, 64, 0),
+            (BUFFERS + 4, 1, WRITE),
+        ]
+    });
+    // Over the rings and the table that the chain is in.
+    for place in [descriptors, available, used] {
+        harmless(|base| vec![(base + place, 64, WRITE)]);
+        harmless(|base| vec![(base + place, 64, 0)]);
+        harmless(|base| {
+            vec![
+                (BUFFERS, 16, 0),
+                (base + place, 512, WRITE),
+                (BUFFERS, 1, WRITE),
+            ]
+        });
+        harmless(|base| vec![(BUFFERS, 16, 0), (base + place, 1, WRITE)]);
+        harmless(|base| {
+            vec![
+                (BUFFERS, 16, 0),
+                (base + place, 512, 0),
+                (BUFFERS, 1, WRITE),
+            ]
+        });
+    }
+}
+
+#[test]
+fn buffers_without_a_byte_are_no_buffers() {
+    for nowhere in [BUFFERS, 0, MEMORY - 1] {
+        harmless(|_| vec![(nowhere, 0, WRITE)]);
+        harmless(|_| vec![(nowhere, 0, 0)]);
+        harmless(|_| vec![(nowhere, 0, 0), (nowhere, 0, WRITE)]);
+        harmless(|_| {
+            vec![
+                (BUFFERS, 16, 0),
+                (nowhere, 0, WRITE),
+                (BUFFERS + 64, 1, WRITE),
+            ]
+        });
+        harmless(|_| vec![(nowhere, 0, 0), (BUFFERS, 16, 0), (nowhere, 0, WRITE)]);
     }
 }
 

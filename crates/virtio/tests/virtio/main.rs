@@ -6,6 +6,7 @@ mod balloon;
 mod block;
 mod console;
 mod event_loop;
+mod every;
 mod hostile;
 mod net;
 mod transport;

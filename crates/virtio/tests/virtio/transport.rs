@@ -5,6 +5,8 @@ use bulkhead_virtio::testing::{BUFFERS, Driver, NEXT, WRITE};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::every::Case;
+
 const ENTROPY_QUEUE: usize = 0;
 
 fn entropy() -> Driver {
@@ -39,6 +41,25 @@ fn random_bytes_arrive_and_the_driver_is_told() {
 }
 
 #[test]
+fn rooms_without_a_byte_get_none() {
+    let mut driver = entropy();
+    driver.start(0, 16);
+    for (rooms, expected) in [(&[0][..], 0), (&[0, 0], 0), (&[0, 7, 0, 9], 16)] {
+        let (written, rooms) = driver.request(ENTROPY_QUEUE, &[], rooms).unwrap();
+        assert_eq!(written, expected);
+        let missing = rooms
+            .iter()
+            .any(|room| room.len() > 6 && *room == vec![0xee; room.len()]);
+        assert!(!missing, "{rooms:?}");
+    }
+    // Nor do those that are there to be read.
+    let (written, _) = driver.request(ENTROPY_QUEUE, &[b"seed", b""], &[]).unwrap();
+    assert_eq!(written, 0);
+    assert_eq!(driver.get(BUFFERS, 4), b"seed");
+    assert!(driver.faults().is_empty());
+}
+
+#[test]
 fn features_that_nobody_offered_are_not_accepted() {
     let driver = entropy();
     driver.write(0x70, 1);
@@ -60,28 +81,57 @@ fn features_that_nobody_offered_are_not_accepted() {
 
 #[test]
 fn a_queue_in_use_stays_where_it_is() {
-    let mut driver = entropy();
-    driver.start(0, 16);
-    driver.write(0x30, 0);
-    driver.write(0x38, 2);
-    driver.write(0x80, 0xdead_0000);
-    driver.write(0x90, 0xdead_0000);
-    driver.write(0xa0, 0xdead_0000);
-    driver.write(0x44, 0);
-    assert_eq!(driver.read(0x44), 1);
-    assert!(driver.request(ENTROPY_QUEUE, &[], &[8]).is_some());
-    assert!(driver.faults().is_empty());
+    for mut case in Case::all() {
+        case.driver.start(0, 16);
+        for queue in 0..case.driver.device.notifiers().len() {
+            case.driver.write(0x30, u32::try_from(queue).unwrap());
+            for register in [0x38, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4] {
+                case.driver.write(register, 0xdead_0000);
+                case.driver.write(register, 2);
+            }
+            case.driver.write(0x44, 0);
+            assert_eq!(case.driver.read(0x44), 1, "{}", case.name);
+        }
+        case.serves();
+        case.serves();
+        assert_eq!(case.why_broken(), None);
+    }
 }
 
 #[test]
 fn a_notification_before_there_is_anything_does_nothing() {
-    let driver = entropy();
-    driver.kick(ENTROPY_QUEUE);
-    driver.kick(77);
-    driver.write(0x70, 1);
-    driver.write(0x70, 3);
-    driver.kick(ENTROPY_QUEUE);
-    assert!(driver.faults().is_empty());
+    for mut case in Case::all() {
+        let before = case.driver.get(0, 0x20_0000);
+        let notify = |case: &mut Case| {
+            case.outside.stir(&[5; 100]);
+            for queue in 0..8 {
+                case.driver.kick(queue);
+            }
+            case.driver.kick(77);
+            assert_eq!(case.why_broken(), None, "{}", case.name);
+        };
+        notify(&mut case);
+        for status in [1, 3] {
+            case.driver.write(0x70, status);
+            notify(&mut case);
+        }
+        case.driver.write(0x24, 1);
+        case.driver.write(0x20, 1);
+        case.driver.write(0x70, 11);
+        for queue in 0..case.driver.device.notifiers().len() {
+            case.driver.set_up(queue, 16);
+            case.driver
+                .describe(Driver::base(queue), 0, BUFFERS, 64, WRITE, 0);
+            case.driver.publish(queue, 0);
+            case.driver.put(Driver::base(queue), &[0; 16]);
+            case.driver.put(Driver::base(queue) + 0x4000, &[0; 8]);
+        }
+        notify(&mut case);
+        assert_eq!(case.driver.interrupts(), 0, "{}", case.name);
+        assert!(case.driver.get(0, 0x20_0000) == before, "{}", case.name);
+        case.outside.stir(&[]);
+        case.serves_again();
+    }
 }
 
 #[test]
@@ -160,25 +210,25 @@ fn a_broken_device_works_again_after_a_reset() {
 #[test]
 fn all_registers_take_random_values_in_any_width() {
     let mut random = StdRng::seed_from_u64(7);
-    let mut driver = entropy();
-    for round in 0..20_000 {
-        if round % 500 == 0 {
-            driver.start(0, 16);
+    for mut case in Case::all() {
+        for round in 0..8_000 {
+            if round % 400 == 0 {
+                case.driver.start(0, 16);
+            }
+            let offset = if random.random_bool(0.9) {
+                random.random_range(0..0x200)
+            } else {
+                random.random()
+            };
+            let mut data = vec![0; random.random_range(0..=16)];
+            case.driver.device.read(offset, &mut data);
+            random.fill(&mut data[..]);
+            case.driver.device.write(offset, &data);
+            case.driver.write(offset & !3, random.random());
+            case.driver.pump();
         }
-        let offset = if random.random_bool(0.9) {
-            random.random_range(0..0x200)
-        } else {
-            random.random()
-        };
-        let mut data = vec![0; random.random_range(0..=16)];
-        driver.device.read(offset, &mut data);
-        random.fill(&mut data[..]);
-        driver.device.write(offset, &data);
-        driver.write(offset & !3, random.random());
-        driver.pump();
+        case.serves_again();
     }
-    driver.start(0, 16);
-    assert!(driver.request(ENTROPY_QUEUE, &[], &[16]).is_some());
 }
 
 #[test]
