@@ -147,8 +147,14 @@ impl Driver {
     }
 
     /// Starts the device as section 3.1.1 says, with all features but these, and every queue
-    /// of this many entries at most.
+    /// of this many entries at most. The device does what it has to.
     pub fn start(&mut self, without: u64, size: u16) {
+        self.bring_up(without, size);
+        self.pump();
+    }
+
+    /// The same where a loop drives the device.
+    pub fn bring_up(&mut self, without: u64, size: u16) {
         self.write(0x70, 0);
         self.write(0x70, 1);
         self.write(0x70, 3);
@@ -163,7 +169,6 @@ impl Driver {
             self.set_up(index, size);
         }
         self.write(0x70, 3 | 8 | 4);
-        self.pump();
     }
 
     /// Sets one queue up.

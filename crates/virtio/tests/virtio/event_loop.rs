@@ -34,6 +34,13 @@ impl Running {
         }
     }
 
+    /// Panics where the loop has.
+    pub fn check(&mut self) {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.stop();
+        }
+    }
+
     pub fn stop(&mut self) {
         self.serving.stop();
         if let Some(thread) = self.thread.take() {

@@ -8,6 +8,7 @@ mod console;
 mod event_loop;
 mod every;
 mod hostile;
+mod midflight;
 mod net;
 mod transport;
 mod turns;
