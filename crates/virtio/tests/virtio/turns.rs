@@ -254,6 +254,43 @@ fn a_busy_disk_holds_up_nobody() {
 }
 
 #[test]
+fn a_disk_that_is_reset_at_work_forgets_what_it_did() {
+    let (mut disk, file) = large();
+    file.write_all_at(&[6; 4096], 0).unwrap();
+    let mut running = Running::new(&[&disk]);
+    for round in 0..20u64 {
+        disk.bring_up(0, 64);
+        long(&mut disk, 0, IN, 1000);
+        disk.write(QUEUE_NOTIFY, 0);
+        std::thread::sleep(Duration::from_micros(500 * (round % 7)));
+        disk.write(0x70, 0);
+        let used = disk.get(Driver::base(0) + 0x8000, 1024);
+        disk.put(DATA, &[9; 4096]);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(disk.get(DATA, 4096), [9; 4096], "it goes on");
+        assert_eq!(disk.get(Driver::base(0) + 0x8000, 1024), used);
+
+        disk.bring_up(0, 64);
+        let pieces = [
+            (BUFFERS, 16, 0),
+            (DATA, 4096, WRITE),
+            (BUFFERS + 64, 1, WRITE),
+        ];
+        disk.put(BUFFERS, &header(IN, 0));
+        indirect(&mut disk, 0, 3, &pieces);
+        disk.write(QUEUE_NOTIFY, 0);
+        let mut answers = Vec::new();
+        until("an answer", || {
+            answers.extend(disk.used(0));
+            !answers.is_empty()
+        });
+        assert_eq!(answers, [(3, 4097)]);
+        assert_eq!(disk.get(DATA, 4096), [6; 4096]);
+    }
+    running.stop();
+}
+
+#[test]
 fn a_busy_balloon_holds_up_nobody() {
     let (balloon, _handle) = Balloon::new();
     let mut driver = Driver::new(Box::new(balloon));
