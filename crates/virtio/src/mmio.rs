@@ -179,7 +179,9 @@ impl MmioDevice {
             registers.queue_sel,
         ] = state.selected;
         registers.generation = state.generation;
-        if state.status & status::DRIVER_OK != 0 && state.status & status::NEEDS_RESET == 0 {
+        // One that has given up on its device, or is to, gets it back by a reset only.
+        let over = status::FAILED | status::NEEDS_RESET;
+        if state.status & status::DRIVER_OK != 0 && state.status & over == 0 {
             registers
                 .activate(&made.memory)
                 .map_err(|fault| impossible(fault.to_string()))?;

@@ -1,5 +1,7 @@
 //! Registers, in order and out of it.
 
+use bulkhead_virtio::VirtioDevice;
+use bulkhead_virtio::balloon::Balloon;
 use bulkhead_virtio::entropy::Entropy;
 use bulkhead_virtio::testing::{BUFFERS, Driver, NEXT, WRITE};
 use rand::rngs::StdRng;
@@ -247,4 +249,34 @@ fn a_device_goes_on_where_it_was_saved() {
     assert_eq!(driver.used(ENTROPY_QUEUE), [(0, 64)]);
     assert!(driver.interrupts() > 0);
     assert!(driver.request(ENTROPY_QUEUE, &[], &[16]).is_some());
+}
+
+#[test]
+fn a_device_that_was_given_up_does_not_come_alive_elsewhere() {
+    let restored = [
+        || -> Box<dyn VirtioDevice> { Box::new(Entropy::new()) },
+        || -> Box<dyn VirtioDevice> { Box::new(Balloon::new().0) },
+    ];
+    for make in restored {
+        let mut driver = Driver::new(make());
+        driver.start(0, 16);
+        // FAILED, beside all that was there.
+        driver.write(0x70, 0x8f);
+        assert_eq!(driver.read(0x70), 0x8f);
+        driver.describe(Driver::base(0), 0, BUFFERS, 64, WRITE, 0);
+        driver.publish(0, 0);
+        driver.kick(0);
+        assert!(driver.used(0).is_empty());
+        let mut driver = driver.moved_to(make()).unwrap();
+        driver.kick(0);
+        assert_eq!(driver.read(0x70), 0x8f);
+        assert!(driver.used(0).is_empty(), "it is alive");
+        assert_eq!(driver.get(BUFFERS, 64), [0; 64]);
+        assert_eq!(driver.interrupts(), 0);
+        driver.start(0, 16);
+        driver.describe(Driver::base(0), 0, BUFFERS, 64, WRITE, 0);
+        driver.publish(0, 0);
+        driver.kick(0);
+        assert_eq!(driver.used(0).len(), 1);
+    }
 }
