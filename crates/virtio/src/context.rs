@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::GuestMemory;
 use crate::buffers::{Buffers, MAX_SEGMENTS};
 use crate::device::Fault;
 use crate::interrupt::Interrupt;
+use crate::{GuestMemory, feature};
 
 /// What a device does in one go, in bytes that are copied: a few milliseconds where they are
 /// in the host's memory, of which some GiB are copied in a second, and as long as a human
@@ -23,6 +23,12 @@ const DESCRIPTOR: u64 = 128;
 /// How many bytes of pages are given back to the host, by a hole in memory or in a file,
 /// while one is copied.
 const RELEASED: u64 = 4;
+
+/// Descriptor flags, section 2.7.5.
+const NEXT: u16 = 1;
+const INDIRECT: u16 = 4;
+/// VIRTQ_AVAIL_F_NO_INTERRUPT, section 2.7.6.
+const NO_INTERRUPT: u16 = 1;
 
 /// How much a device may still do before it is the others' turn.
 #[derive(Debug)]
@@ -97,6 +103,8 @@ pub struct Context<'a> {
     queues: &'a mut [Queue],
     /// How much of each queue's next chain is done, see [`Chain::begun`].
     begun: &'a mut [usize],
+    /// What the driver has accepted.
+    features: u64,
     interrupt: &'a Interrupt,
     turn: Turn<'a>,
     /// Queues with buffers that were given back, by their bits.
@@ -111,6 +119,7 @@ impl<'a> Context<'a> {
         memory: &'a GuestMemory,
         queues: &'a mut [Queue],
         begun: &'a mut [usize],
+        features: u64,
         interrupt: &'a Interrupt,
         interrupted: &'a AtomicBool,
     ) -> Self {
@@ -118,6 +127,7 @@ impl<'a> Context<'a> {
             memory,
             queues,
             begun,
+            features,
             interrupt,
             turn: Turn::new(interrupted),
             used: 0,
@@ -172,24 +182,16 @@ impl<'a> Context<'a> {
         index: usize,
         handle: impl FnMut(Vec<(u64, u64)>, usize, &mut Turn<'a>) -> Result<Progress, Fault>,
     ) -> Result<(), Fault> {
-        self.each(
-            index,
-            |_, descriptors, turn| places(descriptors, turn),
-            handle,
-        )
+        self.each(index, places, handle)
     }
 
     fn each<T>(
         &mut self,
         index: usize,
-        look_up: impl Fn(
-            &'a GuestMemory,
-            DescriptorChain<&'a GuestMemory>,
-            &mut Turn<'a>,
-        ) -> Result<T, Fault>,
+        look_up: impl Fn(Table<'a>, DescriptorChain<&'a GuestMemory>, &mut Turn<'a>) -> Result<T, Fault>,
         mut handle: impl FnMut(T, usize, &mut Turn<'a>) -> Result<Progress, Fault>,
     ) -> Result<(), Fault> {
-        let memory = self.memory;
+        let (memory, features) = (self.memory, self.features);
         let turn = &mut self.turn;
         let Some(begun) = self.begun.get_mut(index) else {
             return Ok(());
@@ -217,7 +219,8 @@ impl<'a> Context<'a> {
                 }
                 turn.spend(OPERATION);
                 let head = descriptors.head_index();
-                let found = look_up(memory, descriptors, turn)?;
+                let table = Table::new(memory, queue, features);
+                let found = look_up(table, descriptors, turn)?;
                 match handle(found, *begun, turn)? {
                     Progress::Done(written) => {
                         *begun = 0;
@@ -254,7 +257,7 @@ impl<'a> Context<'a> {
     /// # Errors
     /// A queue or a chain that no driver makes.
     pub fn take(&mut self, index: usize, most: u16, bytes: usize) -> Result<Vec<Chain<'a>>, Fault> {
-        let memory = self.memory;
+        let (memory, features) = (self.memory, self.features);
         let mut chains = Vec::new();
         let mut room = 0usize;
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
@@ -267,7 +270,8 @@ impl<'a> Context<'a> {
                 .next();
             match next {
                 Some(descriptors) => {
-                    let chain = resolve(memory, descriptors, &mut self.turn)?;
+                    let table = Table::new(memory, queue, features);
+                    let chain = resolve(table, descriptors, &mut self.turn)?;
                     room = room.saturating_add(chain.writable.len());
                     chains.push(chain);
                 }
@@ -315,9 +319,10 @@ impl<'a> Context<'a> {
         let mut wanted = false;
         for (index, queue) in self.queues.iter_mut().enumerate() {
             if self.used & (1 << index) != 0 {
-                wanted |= queue
+                let due = queue
                     .needs_notification(self.memory)
                     .map_err(|error| damaged(index, &error))?;
+                wanted |= due && !is_unwanted(self.memory, queue, self.features);
             }
         }
         if wanted {
@@ -330,13 +335,72 @@ impl<'a> Context<'a> {
     }
 }
 
+/// Whether the driver has said by the flag of its ring that it wants no interrupts. It is
+/// that flag only for one that cannot say from which entry on it wants one, at which the
+/// queue itself looks (section 2.7.7.2). To be asked once what was used can be seen.
+fn is_unwanted(memory: &GuestMemory, queue: &Queue, features: u64) -> bool {
+    // The flags are what the ring begins with.
+    features & feature::EVENT_IDX == 0
+        && memory
+            .load::<u16>(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+            .is_ok_and(|flags| u16::from_le(flags) & NO_INTERRUPT != 0)
+}
+
 fn damaged(index: usize, error: &virtio_queue::Error) -> Fault {
     Fault::new(format!("queue {index} is damaged: {error}"))
 }
 
+/// A queue's descriptors.
+#[derive(Clone, Copy)]
+struct Table<'a> {
+    memory: &'a GuestMemory,
+    address: u64,
+    size: u16,
+    /// Whether the driver has accepted that there are others.
+    indirect: bool,
+}
+
+impl<'a> Table<'a> {
+    fn new(memory: &'a GuestMemory, queue: &Queue, features: u64) -> Self {
+        Self {
+            memory,
+            address: queue.desc_table(),
+            size: queue.size(),
+            indirect: features & feature::INDIRECT_DESC != 0,
+        }
+    }
+
+    /// Whether a descriptor leads to another table, as it may where it is the last one of its
+    /// chain, section 2.7.5.3.1. The queue's iterator follows it in any case, and does not
+    /// show it: what this finds is what is there just before the iterator looks.
+    fn leads_on(self, index: u16) -> Result<bool, Fault> {
+        let flags = self
+            .address
+            .checked_add(16 * u64::from(index) + 12)
+            .filter(|_| index < self.size)
+            .and_then(|at| self.memory.read_obj::<u16>(GuestAddress(at)).ok());
+        // One that is not in the table is the iterator's to find.
+        let flags = flags.map_or(0, u16::from_le);
+        if flags & INDIRECT == 0 {
+            return Ok(false);
+        }
+        if !self.indirect {
+            return Err(Fault::new(
+                "a descriptor leads to a table, which the driver has not accepted",
+            ));
+        }
+        if flags & NEXT != 0 {
+            return Err(Fault::new(
+                "a descriptor leads to a table in the middle of a chain",
+            ));
+        }
+        Ok(true)
+    }
+}
+
 /// Looks up a chain's buffers.
 fn resolve<'a>(
-    memory: &'a GuestMemory,
+    table: Table<'a>,
     descriptors: DescriptorChain<&GuestMemory>,
     turn: &mut Turn<'_>,
 ) -> Result<Chain<'a>, Fault> {
@@ -346,9 +410,10 @@ fn resolve<'a>(
         writable: Buffers::default(),
         begun: 0,
     };
-    walk(descriptors, turn, |address, length, writable| {
+    walk(table, descriptors, turn, |address, length, writable| {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let piece = memory
+        let piece = table
+            .memory
             .get_slice(GuestAddress(address), length)
             .map_err(|_| {
                 Fault::new(format!(
@@ -371,11 +436,12 @@ fn resolve<'a>(
 
 /// Where a chain's buffers are said to be.
 fn places(
+    table: Table<'_>,
     descriptors: DescriptorChain<&GuestMemory>,
     turn: &mut Turn<'_>,
 ) -> Result<Vec<(u64, u64)>, Fault> {
     let mut places = Vec::new();
-    walk(descriptors, turn, |address, length, _| {
+    walk(table, descriptors, turn, |address, length, _| {
         places.push((address, u64::from(length)));
         Ok(())
     })?;
@@ -384,14 +450,25 @@ fn places(
 
 /// Follows a chain: address, length, whether it is to be written.
 fn walk(
-    descriptors: DescriptorChain<&GuestMemory>,
+    table: Table<'_>,
+    mut descriptors: DescriptorChain<&GuestMemory>,
     turn: &mut Turn<'_>,
     mut each: impl FnMut(u64, u32, bool) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     // The iterator ends without a word where a chain leads in a circle, out of its table or
     // over 4 GiB: then its last descriptor says that there is another.
     let mut unfinished = true;
-    for (count, descriptor) in descriptors.enumerate() {
+    // In the queue's table; `None` when it is in another, which leads to none.
+    let mut index = Some(descriptors.head_index());
+    for count in 0.. {
+        if let Some(here) = index
+            && table.leads_on(here)?
+        {
+            index = None;
+        }
+        let Some(descriptor) = descriptors.next() else {
+            break;
+        };
         if count == MAX_SEGMENTS {
             return Err(Fault::new(format!(
                 "a chain has more than {MAX_SEGMENTS} descriptors"
@@ -399,6 +476,8 @@ fn walk(
         }
         turn.spend(DESCRIPTOR);
         unfinished = descriptor.has_next();
+        // After the last one nothing is looked at.
+        index = index.filter(|_| unfinished).map(|_| descriptor.next());
         each(
             descriptor.addr().0,
             descriptor.len(),

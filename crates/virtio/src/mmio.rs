@@ -351,6 +351,7 @@ impl MmioDevice {
             &self.memory,
             &mut registers.queues,
             &mut registers.begun,
+            registers.driver_features,
             &self.interrupt,
             interrupted,
         );

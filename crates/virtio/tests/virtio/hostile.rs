@@ -10,10 +10,15 @@ use crate::every::{Case, devices};
 
 /// Puts a chain to every device and expects all of them to give up, for this reason.
 fn breaks(why: &str, make: impl Fn(&mut Driver, usize)) {
+    breaks_without(0, why, make);
+}
+
+/// The same with a driver that has not accepted all features.
+fn breaks_without(without: u64, why: &str, make: impl Fn(&mut Driver, usize)) {
     for mut case in Case::all() {
         let (name, queue) = (case.name, case.queue);
         let driver = &mut case.driver;
-        driver.start(0, 16);
+        driver.start(without, 16);
         make(driver, queue);
         driver.kick(queue);
         let faults = driver.faults();
@@ -64,6 +69,41 @@ fn tables_that_are_none() {
         driver.describe(Driver::base(queue), 0, table, 16, INDIRECT, 0);
         driver.publish(queue, 0);
     });
+}
+
+#[test]
+fn tables_that_nobody_agreed_on() {
+    const INDIRECT_DESC: u64 = 1 << 28;
+    let table = BUFFERS + 0x1000;
+    // On the queues' own, then after a descriptor that is none.
+    for first in [0, 1] {
+        breaks_without(INDIRECT_DESC, "has not accepted", |driver, queue| {
+            let base = Driver::base(queue);
+            driver.describe(table, 0, BUFFERS, 4, 0, 0);
+            driver.describe(base, 1, table, 16, INDIRECT, 0);
+            driver.describe(base, 0, BUFFERS, 4, NEXT, 1);
+            driver.publish(queue, 1 - first);
+        });
+        breaks("a table in the middle", |driver, queue| {
+            let base = Driver::base(queue);
+            driver.describe(table, 0, BUFFERS, 4, 0, 0);
+            driver.describe(base, 1, table, 16, INDIRECT | NEXT, 2);
+            driver.describe(base, 2, BUFFERS, 4, 0, 0);
+            driver.describe(base, 0, BUFFERS, 4, NEXT, 1);
+            driver.publish(queue, 1 - first);
+        });
+    }
+    // A table at the end of a chain is what section 2.7.5.3.2 has devices take.
+    let mut driver = Driver::new(devices().swap_remove(0).0);
+    driver.start(0, 16);
+    let base = Driver::base(0);
+    driver.describe(base, 0, BUFFERS, 8, WRITE | NEXT, 9);
+    driver.describe(base, 9, table, 32, INDIRECT, 0);
+    driver.describe(table, 0, BUFFERS + 8, 8, WRITE | NEXT, 1);
+    driver.describe(table, 1, BUFFERS + 16, 8, WRITE, 0);
+    driver.publish(0, 0);
+    driver.kick(0);
+    assert_eq!(driver.used(0), [(0, 24)]);
 }
 
 #[test]

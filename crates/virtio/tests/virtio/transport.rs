@@ -62,6 +62,28 @@ fn rooms_without_a_byte_get_none() {
 }
 
 #[test]
+fn a_driver_that_wants_no_interrupts_gets_none() {
+    const EVENT_IDX: u64 = 1 << 29;
+    let mut driver = entropy();
+    driver.start(EVENT_IDX, 16);
+    let flags = Driver::base(ENTROPY_QUEUE) + 0x4000;
+    let _ = driver.interrupts();
+    for (wanted, expected) in [(1u16, 0), (0, 1), (0xfffe, 1), (0xffff, 0), (0, 1)] {
+        driver.put(flags, &wanted.to_le_bytes());
+        assert!(driver.request(ENTROPY_QUEUE, &[], &[32]).is_some());
+        assert_eq!(driver.interrupts(), expected, "{wanted:#x}");
+        assert_eq!(driver.read(0x60), u32::from(expected > 0));
+        driver.write(0x64, 1);
+    }
+    // Where it says by number which it wants, the flag means nothing (section 2.7.7.2).
+    driver.start(0, 16);
+    let _ = driver.interrupts();
+    driver.put(flags, &[1, 0]);
+    assert!(driver.request(ENTROPY_QUEUE, &[], &[32]).is_some());
+    assert_eq!(driver.interrupts(), 1);
+}
+
+#[test]
 fn features_that_nobody_offered_are_not_accepted() {
     let driver = entropy();
     driver.write(0x70, 1);
