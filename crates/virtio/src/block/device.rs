@@ -11,13 +11,13 @@ const ID: u32 = 2;
 const QUEUE_SIZES: [u16; 1] = [256];
 
 /// Feature bits, section 5.2.3.
-mod feature {
+pub(super) mod feature {
     pub(super) const SEG_MAX: u64 = 1 << 2;
     pub(super) const RO: u64 = 1 << 5;
     pub(super) const BLK_SIZE: u64 = 1 << 6;
-    pub(super) const FLUSH: u64 = 1 << 9;
-    pub(super) const DISCARD: u64 = 1 << 13;
-    pub(super) const WRITE_ZEROES: u64 = 1 << 14;
+    pub(crate) const FLUSH: u64 = 1 << 9;
+    pub(crate) const DISCARD: u64 = 1 << 13;
+    pub(crate) const WRITE_ZEROES: u64 = 1 << 14;
 }
 
 /// Pieces of data in a request: a queue's entries without header and status.
@@ -48,6 +48,8 @@ pub struct Block {
     pub(super) backing: Backing,
     pub(super) serial: String,
     pub(super) sectors: u64,
+    /// What the driver has accepted.
+    pub(super) features: u64,
 }
 
 impl Block {
@@ -57,6 +59,7 @@ impl Block {
             sectors: backing.sectors(),
             backing,
             serial: serial.into(),
+            features: 0,
         }
     }
 
@@ -108,7 +111,8 @@ impl VirtioDevice for Block {
         read_from(&self.config(), offset, data);
     }
 
-    fn activate(&mut self, _features: u64, _memory: &GuestMemory) -> Result<(), Fault> {
+    fn activate(&mut self, features: u64, _memory: &GuestMemory) -> Result<(), Fault> {
+        self.features = features;
         Ok(())
     }
 
@@ -116,7 +120,9 @@ impl VirtioDevice for Block {
         context.process(queue, |chain, turn| self.request(chain, turn))
     }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.features = 0;
+    }
 
     fn save(&self) -> DeviceState {
         DeviceState::Block(BlockState {

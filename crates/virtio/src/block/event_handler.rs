@@ -3,7 +3,7 @@
 use std::io;
 
 use super::SECTOR;
-use super::device::{Block, MAX_RANGE, MAX_RANGES};
+use super::device::{Block, MAX_RANGE, MAX_RANGES, feature};
 use crate::Buffers;
 use crate::context::{Chain, Progress, Turn};
 use crate::device::Fault;
@@ -118,15 +118,14 @@ impl Block {
                 let bytes = chain.readable.len();
                 let (begun, offset) = self.rest(sector, &mut chain.readable, chain.begun)?;
                 let done = begun + self.backing.write(chain.readable, offset, turn)?;
-                Ok(if done < bytes {
-                    Outcome::Part(done)
-                } else {
-                    Outcome::Done(0)
-                })
+                if done < bytes {
+                    return Ok(Outcome::Part(done));
+                }
+                self.written(turn)?;
+                Ok(Outcome::Done(0))
             }
             kind::FLUSH => {
-                self.backing.flush()?;
-                turn.end();
+                self.flush(turn)?;
                 Ok(Outcome::Done(0))
             }
             kind::GET_ID => {
@@ -136,11 +135,33 @@ impl Block {
                 }
                 Ok(Outcome::Done(chain.writable.copy_from(&serial)))
             }
-            kind::DISCARD | kind::WRITE_ZEROES if !self.backing.is_read_only() => {
+            kind::DISCARD if self.has(feature::DISCARD) => {
+                self.ranges(kind, &chain.readable, chain.begun, turn)
+            }
+            kind::WRITE_ZEROES if self.has(feature::WRITE_ZEROES) => {
                 self.ranges(kind, &chain.readable, chain.begun, turn)
             }
             _ => Err(Refusal::Unsupported),
         }
+    }
+
+    /// Whether the driver has accepted a feature, which it can only where it is offered.
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    /// Something was written: a driver that cannot have it put on stable storage finds it
+    /// there, section 5.2.6.2.
+    fn written(&self, turn: &mut Turn<'_>) -> io::Result<()> {
+        if self.has(feature::FLUSH) {
+            return Ok(());
+        }
+        self.flush(turn)
+    }
+
+    fn flush(&self, turn: &mut Turn<'_>) -> io::Result<()> {
+        turn.end();
+        self.backing.flush()
     }
 
     /// Takes off a transfer what of it is done; how many bytes those are, and where the rest
@@ -218,6 +239,9 @@ impl Block {
                 self.backing.zero(offset, bytes, unmap)?;
             }
             turn.released(bytes);
+        }
+        if kind == kind::WRITE_ZEROES {
+            self.written(turn)?;
         }
         Ok(Outcome::Done(0))
     }

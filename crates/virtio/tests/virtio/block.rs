@@ -312,6 +312,62 @@ fn pieces_without_a_byte_change_nothing() {
 }
 
 #[test]
+fn what_was_not_accepted_is_not_done() {
+    const DISCARD_FEATURE: u64 = 1 << 13;
+    const WRITE_ZEROES_FEATURE: u64 = 1 << 14;
+    let (mut driver, file) = scratch(1 << 20);
+    file.write_all_at(&[5; 8192], 0).unwrap();
+    for (without, discarded, zeroed) in [
+        (DISCARD_FEATURE | WRITE_ZEROES_FEATURE, 2, 2),
+        (DISCARD_FEATURE, 2, 0),
+        (WRITE_ZEROES_FEATURE, 0, 2),
+    ] {
+        driver.start(without, 64);
+        let found = status(&mut driver, &header(DISCARD, 0), &[&range(0, 8, 0)]);
+        assert_eq!(found, discarded);
+        for flags in [0, 1] {
+            let zeroes = range(8, 8, flags);
+            let found = status(&mut driver, &header(WRITE_ZEROES, 0), &[&zeroes]);
+            assert_eq!(found, zeroed);
+        }
+        let mut bytes = [0; 8192];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let expected = |status: u8| if status == 0 { [0; 4096] } else { [5; 4096] };
+        assert_eq!(bytes[..4096], expected(discarded));
+        assert_eq!(bytes[4096..], expected(zeroed));
+        file.write_all_at(&[5; 8192], 0).unwrap();
+    }
+}
+
+#[test]
+fn a_driver_that_does_not_flush_finds_its_writes_on_the_disk() {
+    const FLUSH_FEATURE: u64 = 1 << 9;
+    // It takes what is written, and has nothing that could be put on a disk.
+    let file = File::options().write(true).open("/dev/null").unwrap();
+    let bytes = 1 << 20;
+    let disk = Block::new(Backing::Scratch { file, bytes }, "null");
+    let mut driver = Driver::new(Box::new(disk));
+    driver.start(0, 64);
+    let write = |driver: &mut Driver| status(driver, &header(OUT, 0), &[&[9; 512]]);
+    assert_eq!(write(&mut driver), 0, "it is in the cache");
+    assert_eq!(status(&mut driver, &header(FLUSH, 0), &[]), 1);
+    driver.start(FLUSH_FEATURE, 64);
+    assert_eq!(write(&mut driver), 1, "it is not on the disk");
+
+    // One that has a disk has it there; in a machine that has moved, too.
+    let (mut driver, file) = scratch(1 << 20);
+    driver.start(FLUSH_FEATURE, 64);
+    assert_eq!(write(&mut driver), 0);
+    let zeroes = range(8, 8, 0);
+    let found = status(&mut driver, &header(WRITE_ZEROES, 0), &[&zeroes]);
+    assert_eq!(found, 0);
+    let file = file.try_clone().unwrap();
+    let other = Block::new(Backing::scratch(file).unwrap(), "scratch");
+    let mut driver = driver.moved_to(Box::new(other)).unwrap();
+    assert_eq!(write(&mut driver), 0);
+}
+
+#[test]
 fn the_serial_is_told() {
     let mut driver = layers();
     let (_, rooms) = driver.request(0, &[&header(GET_ID, 0)], &[20, 1]).unwrap();
