@@ -88,12 +88,9 @@ impl DeviceLoop {
     /// That the system does not let it wait.
     pub fn run(&self) -> Result<(), LoopError> {
         self.running.store(true, Ordering::SeqCst);
-        let result = self.serve();
-        let mut state = self.lock();
-        state.stands = true;
-        self.running.store(false, Ordering::SeqCst);
-        self.changed.notify_all();
-        result
+        // Also where a device panics: who waits for the loop to stand must not do so for ever.
+        let _ended = Ended(self);
+        self.serve()
     }
 
     fn serve(&self) -> Result<(), LoopError> {
@@ -263,6 +260,18 @@ impl DeviceLoop {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing is computed with it held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says that the loop does not run any more.
+struct Ended<'a>(&'a DeviceLoop);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.stands = true;
+        self.0.running.store(false, Ordering::SeqCst);
+        self.0.changed.notify_all();
     }
 }
 
