@@ -2,12 +2,16 @@
 //! whoever wants the thread to stand or to end has it do so.
 
 use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bulkhead_virtio::QUEUE_NOTIFY;
 use bulkhead_virtio::balloon::Balloon;
 use bulkhead_virtio::block::{Backing, Block};
+use bulkhead_virtio::console::Console;
 use bulkhead_virtio::entropy::Entropy;
 use bulkhead_virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, WRITE};
 
@@ -196,6 +200,40 @@ fn a_report_of_many_pages_takes_turns() {
     assert_eq!(handle.returned(), 1024 * PAGE);
 }
 
+#[test]
+fn a_long_word_to_the_agent_arrives_whole_and_once() {
+    let (mut agent, port) = UnixStream::pair().unwrap();
+    let mut driver = Driver::new(Box::new(Console::new(port.into(), None).unwrap()));
+    driver.start(0, 64);
+    let data: Vec<u8> = (0..4 * MIB)
+        .map(|at| u8::try_from(at % 253).unwrap())
+        .collect();
+    driver.put(DATA, &data);
+    indirect(&mut driver, 5, 0, &[(DATA, DATA_LENGTH, 0); 10]);
+    // Somebody who hears faster than it can be said, mostly.
+    let hearing = thread::spawn(move || {
+        let mut heard = vec![0; 4 * MIB];
+        for time in 0..10 {
+            agent.read_exact(&mut heard).unwrap();
+            assert!(heard == data, "{time}");
+        }
+        agent.set_nonblocking(true).unwrap();
+        let more = agent.read(&mut heard).map_err(|error| error.kind());
+        assert_eq!(more, Err(ErrorKind::WouldBlock));
+    });
+    let _ = driver.turn(5);
+    assert!(driver.used(5).is_empty(), "40 MiB in one turn");
+    let mut used = Vec::new();
+    until("the end of it", || {
+        driver.pump();
+        used.extend(driver.used(5));
+        !used.is_empty()
+    });
+    assert_eq!(used, [(0, 0)]);
+    hearing.join().unwrap();
+    assert!(driver.faults().is_empty());
+}
+
 /// A disk of nearly 4 GiB that is one file many times.
 fn large() -> (Driver, File) {
     let file = tempfile::tempfile().unwrap();
@@ -223,7 +261,7 @@ fn a_busy_disk_holds_up_nobody() {
         assert!(after < Duration::from_secs(3), "{what} after {after:?}");
     };
     disk.write(QUEUE_NOTIFY, 0);
-    std::thread::sleep(Duration::from_millis(30));
+    thread::sleep(Duration::from_millis(30));
 
     let since = Instant::now();
     crate::event_loop::ask(&mut entropy);
@@ -240,7 +278,7 @@ fn a_busy_disk_holds_up_nobody() {
         running.serving.pause();
         soon("a pause", since);
         disk.put(DATA, &[9]);
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
         assert_eq!(disk.get(DATA, 1), [9], "it does not stand");
         running.serving.resume();
         until("the disk goes on", || disk.get(DATA, 1) == [0]);
@@ -262,11 +300,11 @@ fn a_disk_that_is_reset_at_work_forgets_what_it_did() {
         disk.bring_up(0, 64);
         long(&mut disk, 0, IN, 1000);
         disk.write(QUEUE_NOTIFY, 0);
-        std::thread::sleep(Duration::from_micros(500 * (round % 7)));
+        thread::sleep(Duration::from_micros(500 * (round % 7)));
         disk.write(0x70, 0);
         let used = disk.get(Driver::base(0) + 0x8000, 1024);
         disk.put(DATA, &[9; 4096]);
-        std::thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
         assert_eq!(disk.get(DATA, 4096), [9; 4096], "it goes on");
         assert_eq!(disk.get(Driver::base(0) + 0x8000, 1024), used);
 
@@ -308,7 +346,7 @@ fn a_busy_balloon_holds_up_nobody() {
     }
     let mut running = Running::new(&[&driver]);
     driver.write(QUEUE_NOTIFY, 0);
-    std::thread::sleep(Duration::from_millis(10));
+    thread::sleep(Duration::from_millis(10));
     running.stop();
     assert!(driver.used(0).len() < 128, "all eight million pages first");
 }
