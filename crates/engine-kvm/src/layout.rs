@@ -77,8 +77,6 @@ pub(crate) struct Range {
     pub(crate) start: u64,
     /// Its length, bytes.
     pub(crate) bytes: u64,
-    /// Where it is in the memory's file.
-    pub(crate) offset: u64,
 }
 
 /// Where `bytes` of memory are.
@@ -86,7 +84,6 @@ pub(crate) fn memory(bytes: u64) -> Vec<Range> {
     let low = Range {
         start: 0,
         bytes: bytes.min(GAP),
-        offset: 0,
     };
     match bytes.checked_sub(GAP) {
         None | Some(0) => vec![low],
@@ -95,7 +92,6 @@ pub(crate) fn memory(bytes: u64) -> Vec<Range> {
             Range {
                 start: GAP_END,
                 bytes: rest,
-                offset: GAP,
             },
         ],
     }
@@ -150,7 +146,7 @@ mod tests {
         let ranges = memory(5 << 30);
         assert_eq!(ranges.iter().map(|range| range.bytes).sum::<u64>(), 5 << 30);
         assert_eq!(ranges[1].start, GAP_END);
-        assert_eq!(ranges[1].offset, ranges[0].bytes);
+        assert_eq!(ranges[0].bytes, GAP);
         let map = memory_map(5 << 30);
         assert!(
             map.windows(2)

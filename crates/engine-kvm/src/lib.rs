@@ -66,7 +66,8 @@ impl KvmEngine {
 impl Engine for KvmEngine {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            memory_file: true,
+            // Its memory is anonymous (docs/adr/0049).
+            memory_file: false,
             snapshot: false,
             disk_hotplug: false,
             vhost_user: false,

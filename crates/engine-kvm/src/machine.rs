@@ -1,8 +1,9 @@
 //! One machine: from the open files to the joined threads.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bulkhead_jail::filter::{Filter, FilterError};
@@ -30,6 +31,13 @@ use crate::vm::{Vm, VmError};
 
 /// The name in messages.
 pub(crate) const ENGINE: &str = "the kvm engine";
+
+/// How long the end of a machine may wait for its threads. They need no time, but for one
+/// that a slow disk of the host holds up, and nobody is to wait for that.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a guest may leave in its console's file, bytes: many boots with all their words.
+const CONSOLE_LOG: usize = 16 << 20;
 
 /// Bytes of a thread's stack. None recurses, and hundreds of CPUs count against the worker's
 /// limit of address space.
@@ -201,13 +209,19 @@ impl PreparedKvm {
             async move {
                 let cause = ending.ended().await;
                 lock(&crew).send_away();
+                let exit = cause.into_exit(&console.text());
                 let mut alive = alive.subscribe();
                 // The sender is in the crew.
-                let _ = alive.wait_for(|alive| *alive == 0).await;
+                let gone = alive.wait_for(|alive| *alive == 0);
+                if tokio::time::timeout(PATIENCE, gone).await.is_err() {
+                    // The guest has ended all the same. Who hears of it ends the process.
+                    sender.send_replace(Some(exit.clone()));
+                    let _ = alive.wait_for(|alive| *alive == 0).await;
+                }
                 lock(&crew).dismiss();
                 drop(around);
                 drop(vm);
-                sender.send_replace(Some(cause.into_exit(&console.text())));
+                sender.send_replace(Some(exit));
             }
         });
         Ok(KvmMachine {
@@ -232,12 +246,37 @@ impl PreparedMachine for PreparedKvm {
 /// What the serial port's words become.
 fn serial_sink(file: Option<std::fs::File>, tail: Tail) -> Sink {
     match file {
-        Some(mut file) => Box::new(move |bytes| {
-            tail.push(bytes);
-            // A full disk costs the log and not the guest.
-            let _ = io::Write::write_all(&mut file, bytes);
-        }),
+        Some(file) => {
+            let mut log = Limited {
+                file,
+                left: CONSOLE_LOG,
+            };
+            Box::new(move |bytes| {
+                tail.push(bytes);
+                // A full disk costs the log and not the guest.
+                let _ = log.write_all(bytes);
+            })
+        }
         None => Box::new(move |bytes| tail.push(bytes)),
+    }
+}
+
+/// A file that takes no more than so many bytes, and loses what is over.
+struct Limited<W> {
+    file: W,
+    left: usize,
+}
+
+impl<W: io::Write> io::Write for Limited<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = &bytes[..bytes.len().min(self.left)];
+        self.file.write_all(taken)?;
+        self.left -= taken.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -474,5 +513,22 @@ impl Machine for KvmMachine {
 impl Drop for KvmMachine {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_words_do_not_fill_the_host() {
+        let mut log = Limited {
+            file: Vec::new(),
+            left: 7,
+        };
+        for words in ["four", "five", "six"] {
+            log.write_all(words.as_bytes()).unwrap();
+        }
+        assert_eq!(log.file, b"fourfiv");
     }
 }

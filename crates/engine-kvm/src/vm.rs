@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 
-use kvm_bindings::{CpuId, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -91,6 +93,7 @@ impl Vm {
         // through this process, which only a programming of the I/O APIC would need.
         fd.create_irq_chip()
             .map_err(refused("make interrupt controllers"))?;
+        leave_out_counters(&kvm, &fd).map_err(refused("leave out performance counters"))?;
         let vm = Self {
             fd,
             supported,
@@ -151,4 +154,18 @@ impl Vm {
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(refused("connect a doorbell"))
     }
+}
+
+/// AMD's four oldest counters are there without a word of CPUID; KVMs before 5.18 cannot
+/// leave them out.
+fn leave_out_counters(kvm: &Kvm, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let known = kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if known & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {
+        return Ok(());
+    }
+    vm.enable_cap(&kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    })
 }
