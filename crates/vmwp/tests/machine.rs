@@ -318,7 +318,25 @@ async fn a_disk_that_hangs_holds_up_nothing_else() {
     assert_eq!(guest.text("kill -0 $! && echo waits").await, "waits\n");
     disk.thaw();
     assert_eq!(guest.text("wait && echo written").await, "written\n");
-    guest.worker.kill().await;
+
+    // Nor does it hold up the end of a machine: all of the worker has gone but that thread,
+    // which the host's kernel does not let go.
+    disk.freeze();
+    assert_eq!(guest.text(write).await, "begun\n");
+    while !waits(guest.worker.pid(), "disks") {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    guest.tell("poweroff -f").await;
+    let stat = format!("/proc/{}/stat", guest.worker.pid());
+    while !std::fs::read_to_string(&stat)
+        .unwrap()
+        .contains("(vmwp) Z ")
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    disk.thaw();
+    let exit = guest.worker.wait().await;
+    assert_eq!(exit.reason, ExitReason::PoweredOff, "{exit:?}");
 }
 
 #[tokio::test]
