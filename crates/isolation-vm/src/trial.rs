@@ -4,6 +4,7 @@
 //! `/dev/kvm` and a CPU flag are promises; there are hosts that break them at an instruction
 //! that a stock kernel uses. So a machine without disks is booted until its agent speaks.
 
+use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -93,7 +94,14 @@ async fn remembered(directory: &Path, guest: &GuestDir, worker: &Path) -> Result
     }
     make_directory(directory)
         .map_err(|error| format!("cannot create {}: {error}", directory.display()))?;
-    let result = attempt(directory, guest, worker).await;
+    let lock = lock(directory)
+        .await
+        .map_err(|error| format!("cannot lock {}: {error}", directory.display()))?;
+    // Whoever had it before has tried the same, most likely.
+    if let Some(result) = read(&file, &subject) {
+        return result;
+    }
+    let result = attempt(directory, guest, worker).await?;
     let kept = Kept {
         subject,
         result: result.clone(),
@@ -101,7 +109,20 @@ async fn remembered(directory: &Path, guest: &GuestDir, worker: &Path) -> Result
     if let Err(error) = write(&file, &kept) {
         tracing::warn!(file = %file.display(), %error, "the result of a trial boot is not kept");
     }
+    drop(lock);
     result
+}
+
+/// One trial at a time: ten containers that start at once need no ten of them, and each would
+/// take its time from the others.
+async fn lock(directory: &Path) -> io::Result<File> {
+    let path = directory.join("lock");
+    let locked = tokio::task::spawn_blocking(move || {
+        let file = File::create(path)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(file)
+    });
+    locked.await.map_err(io::Error::other)?
 }
 
 fn read(file: &Path, subject: &Subject) -> Option<Result<String, String>> {
@@ -127,7 +148,14 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// Boots a machine until its agent speaks.
-async fn attempt(directory: &Path, guest: &GuestDir, worker: &Path) -> Result<String, String> {
+///
+/// # Errors
+/// Why there was no attempt: that says nothing about KVM.
+async fn attempt(
+    directory: &Path,
+    guest: &GuestDir,
+    worker: &Path,
+) -> Result<Result<String, String>, String> {
     let config = MachineConfig {
         id: "trial".to_owned(),
         engine: EngineKind::Kvm,
@@ -145,29 +173,43 @@ async fn attempt(directory: &Path, guest: &GuestDir, worker: &Path) -> Result<St
         runtime_dir: directory.to_owned(),
         console: Console::Quiet,
     };
-    let (worker, mut transport) = Worker::spawn(worker, &config, Vec::new())
+    let name = || {
+        guest
+            .kernel_release()
+            .unwrap_or_else(|| "the guest".to_owned())
+    };
+    for _ in 0..crate::vm::STARTS {
+        if let Some(result) = boot(worker, &config).await? {
+            return Ok(result.map(|()| name()));
+        }
+    }
+    Ok(Err(hello::HelloError::Mistimed.to_string()))
+}
+
+/// Boots once; `None` when the guest could not measure its timer.
+async fn boot(worker: &Path, config: &MachineConfig) -> Result<Option<Result<(), String>>, String> {
+    let (worker, mut transport) = Worker::spawn(worker, config, Vec::new())
         .await
         .map_err(|error| error.to_string())?;
     let spoken = tokio::select! {
         biased;
         exit = worker.wait() => Err(exit.detail),
         greeting = timeout(LIMIT, hello::receive(&mut transport)) => match greeting {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(hello::HelloError::Mistimed)) => Ok(false),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("the guest did not start up within {} s", LIMIT.as_secs())),
         },
     };
     let exit = worker.kill().await;
-    match spoken {
-        Ok(()) => Ok(guest
-            .kernel_release()
-            .unwrap_or_else(|| "the guest".to_owned())),
+    Ok(match spoken {
+        Ok(has_spoken) => has_spoken.then_some(Ok(())),
         // A broken connection is only what is seen of the machine's end.
         Err(_) if exit.reason != bulkhead_machine::ExitReason::Killed => {
-            Err(crate::vm::clean(&exit.detail))
+            Some(Err(crate::vm::clean(&exit.detail)))
         }
-        Err(why) => Err(crate::vm::clean(&why)),
-    }
+        Err(why) => Some(Err(crate::vm::clean(&why))),
+    })
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ impl Default for Deadlines {
 
 /// How often a machine is started whose guest cannot measure its timer. On a host with ten times
 /// as much to do as it has CPUs, three starts of a hundred were in vain.
-const STARTS: u32 = 5;
+pub(crate) const STARTS: u32 = 5;
 
 /// For the worker to tell how its machine ended, once the agent is gone.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
