@@ -32,6 +32,6 @@ pub use model::{
 };
 pub use reference::{Reference, ReferenceError};
 pub use store::{
-    AddedImage, AnnouncedLayer, CheckReport, Finding, ImageContent, ImageStore, Ingest, LayerBytes,
-    LayerContent, LayerForm, LayerSource, Lease, NewImage, ReceivedLayer,
+    AddedImage, AnnouncedLayer, CheckReport, Finding, ImageContent, ImageRoots, ImageStore, Ingest,
+    LayerBytes, LayerContent, LayerForm, LayerSource, Lease, NewImage, ReceivedLayer,
 };

@@ -23,6 +23,7 @@ mod ingest;
 mod lease;
 mod query;
 mod remove;
+mod roots;
 mod steps;
 
 use std::collections::{HashMap, HashSet};
@@ -42,6 +43,7 @@ pub(crate) use files::storage;
 use files::{StoreFiles, StoredFile};
 pub use ingest::{AddedImage, Ingest, NewImage};
 pub use lease::{AnnouncedLayer, Lease, ReceivedLayer};
+pub use roots::ImageRoots;
 
 /// The images of one data root. All methods block; see the crate's documentation.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use bulkhead_build::{
     RunOutcome, RunRequest, SecretFile, SecretRequest,
 };
 use bulkhead_image::{
-    Digest, ImageConfig, ImageError, ImageId, ImageStore, NewImage, Platform, Reference,
+    Digest, ImageConfig, ImageError, ImageId, ImageRoots, ImageStore, NewImage, Platform, Reference,
 };
 use bulkhead_registry::{Credentials, FetchedFile, Message, PullRequest, Reporter};
 use bulkhead_task::options::IsolationKind;
@@ -73,6 +73,8 @@ pub struct BuildHost {
     /// Cancelled when the client has gone, or a stage has failed.
     cancelled: CancellationToken,
     say: Box<dyn Fn(Said) + Send + Sync>,
+    /// The files of its steps' images.
+    roots: ImageRoots,
     /// Images that may not be removed while this lives.
     held: Mutex<Vec<ImageId>>,
     /// What commands were given; goes with this.
@@ -118,6 +120,7 @@ impl BuildHost {
             runtime: Handle::current(),
             cancelled,
             say: Box::new(say),
+            roots: ImageRoots::default(),
             held: Mutex::default(),
             directories: Mutex::default(),
             notes: Mutex::default(),
@@ -389,7 +392,8 @@ impl Host for BuildHost {
     }
 
     fn mount(&self, image: &ImageId) -> Result<OwnedFd, HostError> {
-        self.store_ref().open_root(image).map_err(image_error)
+        let store = self.store_ref();
+        self.roots.open(&store, image).map_err(image_error)
     }
 
     fn cached(&self, key: &Digest) -> Result<Option<Base>, HostError> {
