@@ -10,13 +10,16 @@ BIN := $(TARGET)/release
 # Cases mostly wait; how many VMs run at a time is the suite's own affair.
 TEST_THREADS ?= 6
 
-.PHONY: demo test test-unit test-e2e test-e2e-all test-reference test-kvm test-rig fuzz lint build guest guest-kernel bench setup setup-test clean-state
+.PHONY: demo test test-unit test-e2e test-e2e-all test-reference test-kvm test-rig fuzz lint build guest guest-kernel bench setup setup-test setup-bench clean-state
 
 setup:
 	@scripts/setup.sh build
 
 setup-test:
 	@scripts/setup.sh test
+
+setup-bench:
+	@scripts/setup.sh bench
 
 # The whole workspace at once: cargo would build dependencies again for other selections.
 build: setup
@@ -85,5 +88,6 @@ FUZZ_SECONDS ?= 60
 fuzz: setup
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
-bench: build guest
+# The kvm engine's part runs in the rig: `xtask bench --only machines` for that alone.
+bench: setup-bench build guest
 	@$(BIN)/xtask bench

@@ -7,6 +7,7 @@
 #   scripts/setup.sh test    that, and what the tests compare with
 #   scripts/setup.sh reference   that, and dockerd
 #   scripts/setup.sh kernel      what `make guest-kernel` builds from and with
+#   scripts/setup.sh bench       what `build` installs, and what is measured with and against
 set -eu
 
 say() { printf '==> %s\n' "$*"; }
@@ -38,6 +39,17 @@ if [ "${1:-build}" = kernel ]; then
     need /usr/bin/xz xz-utils
     need /usr/include/libelf.h libelf-dev
     need /usr/include/openssl/ssl.h libssl-dev
+elif [ "${1:-build}" = bench ]; then
+    need /usr/bin/fio fio
+    need /usr/bin/iperf3 iperf3
+    need /usr/sbin/ip iproute2
+    need /usr/bin/nsenter util-linux
+    need /usr/bin/mkfs.erofs erofs-utils
+    need /usr/bin/skopeo skopeo
+    need /usr/bin/docker-registry docker-registry
+    need /usr/sbin/debootstrap debootstrap
+    need /usr/bin/crun crun
+    need /usr/sbin/runc runc
 elif [ "${1:-build}" != build ]; then
     need /usr/bin/mkfs.erofs erofs-utils
     need /usr/sbin/ip iproute2
@@ -53,9 +65,9 @@ elif [ "${1:-build}" != build ]; then
 fi
 # Any docker client will do; Debian's is in docker.io, beside an engine that nobody starts here.
 command -v docker >/dev/null || missing="$missing docker.io"
-if [ "${1:-build}" = reference ]; then
-    command -v dockerd >/dev/null || missing="$missing docker.io"
-fi
+case "${1:-build}" in reference | bench)
+    command -v dockerd >/dev/null || missing="$missing docker.io" ;;
+esac
 
 if [ -n "$missing" ]; then
     say "installing:$missing"
