@@ -86,8 +86,7 @@ impl Bench {
             Daemon::start(kind, network, &self.binaries, &base)
         };
         let ours = start(Kind::Bulkhead, "ours")?;
-        if !installed("dockerd") {
-            println!("dockerd is not installed: no reference");
+        if !installed("dockerd", "a reference") {
             return Ok((ours, None));
         }
         Ok((ours, Some(start(Kind::Dockerd, "theirs")?)))
@@ -165,9 +164,14 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
-fn installed(program: &str) -> bool {
+/// Whether a program is there; if not, says what is not measured for it.
+fn installed(program: &str, what: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths).any(|directory| directory.join(program).is_file())
+    let found = std::env::split_paths(&paths).any(|directory| directory.join(program).is_file());
+    if !found {
+        println!("{program} is not installed (`scripts/setup.sh bench` does it): without {what}");
+    }
+    found
 }
 
 /// Runs a command to its end; its output is shown only when it fails.

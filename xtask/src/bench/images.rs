@@ -33,7 +33,7 @@ pub(super) fn erofs(bench: &Bench) -> anyhow::Result<()> {
     let image = scratch.join("layer.erofs");
     let unpacked = scratch.join("unpacked");
     let mut contest = Contest::new("a layer of 100 MB in 4,000 files");
-    if installed("mkfs.erofs") {
+    if installed("mkfs.erofs", "a converter to compare with") {
         contest.side("mkfs.erofs of the tree", || {
             drop(std::fs::remove_file(&image));
             quiet(
@@ -154,8 +154,7 @@ fn disk(directory: &Path) -> anyhow::Result<f64> {
 
 /// A pull until the image can be run, with the memory and the disk that it takes.
 pub(super) fn pull(bench: &Bench, ours: &Daemon, theirs: Option<&Daemon>) -> anyhow::Result<()> {
-    if !installed("docker-registry") || !installed("debootstrap") {
-        println!("docker-registry or debootstrap is not installed: no pulls");
+    if !installed("docker-registry", "pulls") || !installed("debootstrap", "pulls") {
         return Ok(());
     }
     let tree = debian(bench)?;
@@ -175,7 +174,7 @@ pub(super) fn pull(bench: &Bench, ours: &Daemon, theirs: Option<&Daemon>) -> any
     contest.side("bulkhead", || {
         ours.run(&format!("pull -q {name}")).map(drop)
     });
-    if installed("skopeo") {
+    if installed("skopeo", "a client to compare with") {
         contest.side("skopeo copy (to a directory)", || {
             let mut command = Command::new("skopeo");
             command.args(["copy", "--quiet", "--src-tls-verify=false"]);

@@ -54,7 +54,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
 /// From nothing until the agent's first byte.
 fn starts(bench: &Bench, program: &Path) -> anyhow::Result<()> {
     let guest = bench.root.join("target/guest");
-    if installed("qemu-system-x86_64") {
+    if installed("qemu-system-x86_64", "a machine to compare with") {
         // QEMU opens it as the user of its jail.
         quiet(Command::new("chmod").args(["666", "/dev/kvm"]))?;
     }
@@ -71,7 +71,7 @@ fn starts(bench: &Bench, program: &Path) -> anyhow::Result<()> {
         number.with_context(|| format!("no {name} in {document}"))
     };
     let mut contest = Contest::of("start until the agent speaks, 256 MiB, 1 CPU", "ms");
-    if installed("qemu-system-x86_64") {
+    if installed("qemu-system-x86_64", "a machine to compare with") {
         contest.reading("QEMU microvm on KVM", || number(&boot("qemu")?, "ready_ms"));
     }
     contest.reading("kvm engine", || {

@@ -34,7 +34,7 @@ pub(super) fn processes(
     let bundle = bench.scratch().join("bundle");
     daemons::busybox_tree(&bundle.join("rootfs"))?;
     for runtime in ["runc", "crun"] {
-        if !installed(runtime) {
+        if !installed(runtime, "a runtime to compare with") {
             continue;
         }
         // The runtime's own default, with another command and no terminal.

@@ -32,15 +32,14 @@ pub(super) fn sides<'a>(ours: &'a Daemon, theirs: Option<&'a Daemon>) -> Vec<Sid
     theirs.into_iter().chain(ours).collect()
 }
 
-/// An image with the programs that measure.
-fn tools(bench: &Bench, sides: &[Side<'_>]) -> anyhow::Result<bool> {
-    if !installed("iperf3") || !installed("fio") {
-        println!("iperf3 or fio is not installed: neither network nor files");
+/// An image with the program that measures `what`; false when there is none.
+fn tools(bench: &Bench, sides: &[Side<'_>], program: &str, what: &str) -> anyhow::Result<bool> {
+    if !installed(program, what) {
         return Ok(false);
     }
-    let tree = bench.scratch().join("tools");
+    let tree = bench.scratch().join("tools").join(program);
     daemons::busybox_tree(&tree)?;
-    daemons::add_programs(&tree, &["iperf3", "fio"])?;
+    daemons::add_programs(&tree, &[program])?;
     std::fs::create_dir_all(tree.join("measured"))?;
     for side in sides {
         side.daemon.import(&tree, "tools")?;
@@ -78,7 +77,7 @@ impl Drop for Server {
 /// Throughput and latency, to the host and between containers.
 pub(super) fn network(bench: &Bench, ours: &Daemon, theirs: Option<&Daemon>) -> anyhow::Result<()> {
     let sides = sides(ours, theirs);
-    if !tools(bench, &sides)? {
+    if !tools(bench, &sides, "iperf3", "what bridges carry")? {
         return Ok(());
     }
     let mut servers = Vec::new();
@@ -164,7 +163,7 @@ const FIO: [(&str, &str, &str); 3] = [
 /// Reads and writes on a bind.
 pub(super) fn files(bench: &Bench, ours: &Daemon, theirs: Option<&Daemon>) -> anyhow::Result<()> {
     let sides = sides(ours, theirs);
-    if !tools(bench, &sides)? {
+    if !tools(bench, &sides, "fio", "files on a bind")? {
         return Ok(());
     }
     let shared = bench.scratch().join("shared");
@@ -179,7 +178,7 @@ pub(super) fn files(bench: &Bench, ours: &Daemon, theirs: Option<&Daemon>) -> an
 
 /// Reads and writes on what containers have as their own.
 pub(super) fn disks(bench: &Bench, sides: &[Side<'_>]) -> anyhow::Result<()> {
-    if !tools(bench, sides)? {
+    if !tools(bench, sides, "fio", "files and disks of containers")? {
         return Ok(());
     }
     for (title, flags, pointer) in FIO {
