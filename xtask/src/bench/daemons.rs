@@ -206,6 +206,35 @@ fn status(pid: u32, name: &str) -> anyhow::Result<u32> {
     value.with_context(|| format!("no {name} for {pid}"))
 }
 
+/// What a process alone holds, KiB: the dirty private pages of its mappings but for those of
+/// at least `guest` bytes, which are a guest's memory.
+pub(super) fn private(pid: u32, guest: u64) -> anyhow::Result<u32> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    private_in(&maps, guest).with_context(|| format!("the mappings of {pid}"))
+}
+
+fn private_in(maps: &str, guest: u64) -> anyhow::Result<u32> {
+    let mut sum = 0;
+    let mut guests = 0;
+    let mut is_guest = false;
+    for line in maps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let first = words.next().unwrap_or_default();
+        if !first.ends_with(':') {
+            let (start, end) = first.split_once('-').context("not a line of smaps")?;
+            let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16));
+            is_guest = end? - start? >= guest;
+            guests += u32::from(is_guest);
+        } else if matches!(first, "Private_Dirty:" | "Private_Hugetlb:") && !is_guest {
+            sum += words.next().unwrap_or_default().parse::<u32>()?;
+        }
+    }
+    if guests == 0 {
+        bail!("no guest's memory is among them");
+    }
+    Ok(sum)
+}
+
 /// Archives a tree.
 pub(super) fn pack(tree: &Path, tar: &Path) -> anyhow::Result<()> {
     let mut command = Command::new("tar");
@@ -305,4 +334,30 @@ pub(super) fn layer_tree(root: &Path, files: u32, bytes: usize) -> anyhow::Resul
         file.write_all(&noise[from..from + size])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::private_in;
+
+    #[test]
+    fn private_memory_is_without_the_guests() {
+        let maps = "\
+7f0000000000-7f0010000000 rw-p 00000000 00:00 0 
+Size:             262144 kB
+Private_Clean:         0 kB
+Private_Dirty:     90112 kB
+VmFlags: rd wr mr mw me ac sd nr hg
+55d000000000-55d000005000 r--p 00000000 fe:00 77 /usr/bin/vmwp
+Private_Clean:        20 kB
+Private_Dirty:         0 kB
+Private_Hugetlb:       0 kB
+55d000006000-55d000027000 rw-p 00000000 00:00 0 [heap]
+Private_Dirty:       132 kB
+Private_Hugetlb:       8 kB
+";
+        assert_eq!(private_in(maps, 64 << 20).unwrap(), 140);
+        // Then it is another process than was meant, or its guest's memory is elsewhere.
+        assert!(private_in(maps, 1 << 30).is_err());
+    }
 }

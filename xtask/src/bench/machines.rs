@@ -13,7 +13,14 @@ use super::traffic::{self, Side};
 use super::{Bench, installed, output, quiet};
 
 /// Seconds that all of it may take in the rig.
-const LIMIT: &str = "1800";
+const LIMIT: &str = "3600";
+/// The worker's binary.
+const WORKER: &str = "vmwp";
+/// What `boot_figures` is asked for when it is to count the exits of a machine in its own
+/// process.
+const EXITS: &str = "exits";
+/// A mapping of a worker that is as large is its guest's memory; nothing else of it is.
+const LEAST_GUEST: u64 = 64 << 20;
 /// MiB that a guest takes and gives back.
 const RETURNED_MIB: u32 = 128;
 /// Time that free pages have to be reported; a kernel does it after two seconds
@@ -51,39 +58,56 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From nothing until the agent's first byte.
+/// Machines without containers: from nothing until the agent's first byte, and what there is
+/// to count.
 fn starts(bench: &Bench, program: &Path) -> anyhow::Result<()> {
     let guest = bench.root.join("target/guest");
-    if installed("qemu-system-x86_64", "a machine to compare with") {
+    let vmwp = bench.binaries.join(WORKER);
+    let qemu = installed("qemu-system-x86_64", "a machine to compare with");
+    if qemu {
         // QEMU opens it as the user of its jail.
         quiet(Command::new("chmod").args(["666", "/dev/kvm"]))?;
     }
-    let mut last = serde_json::Value::Null;
     let directory = bench.scratch().join("machine");
-    let boot = |engine: &str| -> anyhow::Result<serde_json::Value> {
+    let boot = |what: &str, figure: &str| -> anyhow::Result<f64> {
         std::fs::create_dir_all(&directory)?;
         let mut command = Command::new(program);
-        command.arg(engine).arg(&guest).args(["256", "1"]);
-        Ok(serde_json::from_str(&output(command.arg(&directory))?)?)
+        command.arg(what);
+        if what != EXITS {
+            command.arg(&vmwp);
+        }
+        command.arg(&guest).args(["256", "1"]).arg(&directory);
+        let document: serde_json::Value = serde_json::from_str(&output(&mut command)?)?;
+        let number = document[figure].as_f64();
+        number.with_context(|| format!("no {figure} in {document}"))
     };
-    let number = |document: &serde_json::Value, name: &str| {
-        let number = document[name].as_f64();
-        number.with_context(|| format!("no {name} in {document}"))
-    };
-    let mut contest = Contest::of("start until the agent speaks, 256 MiB, 1 CPU", "ms");
-    if installed("qemu-system-x86_64", "a machine to compare with") {
-        contest.reading("QEMU microvm on KVM", || number(&boot("qemu")?, "ready_ms"));
+    let title = "start of a worker until the agent speaks, 256 MiB, 1 CPU";
+    let mut contest = Contest::of(title, "ms");
+    if qemu {
+        contest.reading("QEMU microvm on KVM", || boot("qemu", "ready_ms"));
     }
-    contest.reading("kvm engine", || {
-        last = boot("kvm")?;
-        number(&last, "ready_ms")
-    });
+    contest.reading("kvm engine", || boot("kvm", "ready_ms"));
     contest.run(bench.few())?;
-    let exits = Figure::new("VM exits until then", number(&last, "exits")?, "");
-    measure::table("kvm engine, counts", &[exits]);
-    let private = number(&last, "private_kib")? / 1024.0;
-    let private = Figure::new("private memory beside the guest's", private, "MiB");
-    measure::table("kvm engine, memory", &[private]);
+    let mut contest = Contest::of("VM exits until then", "");
+    contest.reading("kvm engine", || boot(EXITS, "exits"));
+    contest.run(bench.few())?;
+    counts(bench, program)
+}
+
+/// What does not depend on a run.
+fn counts(bench: &Bench, program: &Path) -> anyhow::Result<()> {
+    let binary = std::fs::metadata(bench.binaries.join(WORKER))?.len();
+    let size = Figure::kib("vmwp", u32::try_from(binary / 1024)?);
+    measure::table("size of the worker's binary", &[size]);
+    let document = output(Command::new(program).arg("filters"))?;
+    let document: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&document)?;
+    let figures = document.iter().map(|(thread, count)| {
+        let count = count.as_f64();
+        let count = count.with_context(|| format!("no number for {thread}"))?;
+        Ok(Figure::new(thread, count, ""))
+    });
+    let figures = figures.collect::<anyhow::Result<Vec<_>>>()?;
+    measure::table("system calls that a worker's threads may make", &figures);
     Ok(())
 }
 
@@ -101,17 +125,34 @@ fn containers(bench: &Bench) -> anyhow::Result<()> {
         side("bulkhead hyperv", "--isolation=hyperv "),
     ];
     traffic::disks(bench, &sides)?;
+    private(bench, &daemon)?;
     returned(&daemon)
+}
+
+/// What a worker takes beside its guest's memory, with the disks and the card of a container.
+fn private(bench: &Bench, daemon: &Daemon) -> anyhow::Result<()> {
+    let title = "private memory of a container's worker, the guest's left out";
+    let mut contest = Contest::of(title, "MiB");
+    contest.reading("kvm engine", || {
+        let id = daemon.run("run -d --isolation=hyperv busybox sleep 86400")?;
+        let kib = worker_of(&id).and_then(|pid| daemons::private(pid, LEAST_GUEST));
+        daemon.run(&format!("rm -f {id}"))?;
+        Ok(f64::from(kib?) / 1024.0)
+    });
+    contest.run(bench.few())
+}
+
+/// The worker of a container's VM.
+fn worker_of(id: &str) -> anyhow::Result<u32> {
+    let workers = daemons::with_words(&[WORKER, id]);
+    let (pid, _) = workers.first().context("no worker")?;
+    Ok(*pid)
 }
 
 /// The worker's memory while its guest holds much, and after it has let go.
 fn returned(daemon: &Daemon) -> anyhow::Result<()> {
     let id = daemon.run("run -d --isolation=hyperv --shm-size 200m busybox sleep 86400")?;
-    let worker = || {
-        let workers = daemons::with_words(&["vmwp", &id]);
-        let (pid, _) = workers.first().context("no worker")?;
-        daemons::rss(*pid)
-    };
+    let worker = || daemons::rss(worker_of(&id)?);
     let mut figures = vec![Figure::kib("started", worker()?)];
     daemon.run(&format!(
         "exec {id} dd if=/dev/zero of=/dev/shm/much bs=1M count={RETURNED_MIB}"
