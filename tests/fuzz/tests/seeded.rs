@@ -81,16 +81,64 @@ fn names_are_told_apart() {
     assert_eq!(names.len(), TARGETS.len());
 }
 
-/// Each target has a binary for `make fuzz`.
+/// Where `make fuzz` builds from, which nothing else compiles.
+const FUZZ: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz");
+
+/// A binary for `make fuzz`: a call of a function of this crate, and nothing that could break
+/// while nobody builds it.
+fn binary(target: &str) -> String {
+    // What is written there takes these.
+    let _: fn(&str, &[u8]) = bulkhead_fuzz_targets::run;
+    let call = format!("bulkhead_fuzz_targets::run(\"{target}\", bytes)");
+    format!("#![no_main]\n\nlibfuzzer_sys::fuzz_target!(|bytes: &[u8]| {call});\n")
+}
+
+/// What `fuzz/Cargo.toml` says of it.
+fn section(target: &str) -> String {
+    let path = format!("fuzz_targets/{target}.rs");
+    format!(
+        "[[bin]]\nname = \"{target}\"\npath = \"{path}\"\n\
+         test = false\ndoc = false\nbench = false\n"
+    )
+}
+
+/// Each target has a binary for `make fuzz`, and no binary is there for nothing.
 #[test]
 fn every_target_has_its_binary() {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/Cargo.toml");
-    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let manifest = std::fs::read_to_string(format!("{FUZZ}/Cargo.toml")).unwrap();
     for target in TARGETS {
         assert!(
-            manifest.contains(&format!("name = \"{}\"", target.name)),
-            "{} is missing in fuzz/Cargo.toml",
-            target.name
+            manifest.contains(&section(target.name)),
+            "fuzz/Cargo.toml should have\n{}",
+            section(target.name)
+        );
+        let path = format!("{FUZZ}/fuzz_targets/{}.rs", target.name);
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(text, binary(target.name), "{path}");
+    }
+    assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
+    let files = std::fs::read_dir(format!("{FUZZ}/fuzz_targets")).unwrap();
+    assert_eq!(files.count(), TARGETS.len());
+}
+
+/// Its lock is another one than the workspace's, and knows what the targets depend on.
+#[test]
+fn the_binaries_lock_is_not_old() {
+    let manifest = include_str!("../Cargo.toml");
+    let (_, dependencies) = manifest.split_once("[dependencies]\n").unwrap();
+    let (dependencies, _) = dependencies.split_once("\n[").unwrap();
+    let lock = std::fs::read_to_string(format!("{FUZZ}/Cargo.lock")).unwrap();
+    let package = "name = \"bulkhead-fuzz-targets\"\n";
+    let (_, locked) = lock.split_once(package).unwrap();
+    let (locked, _) = locked.split_once("]\n").unwrap();
+    for line in dependencies.lines().filter(|line| !line.is_empty()) {
+        let name = line.split(['.', ' ']).next().unwrap();
+        // A version follows where there are several.
+        let known =
+            locked.contains(&format!("\"{name}\"")) || locked.contains(&format!("\"{name} "));
+        assert!(
+            known,
+            "cargo metadata --manifest-path fuzz/Cargo.toml: {name}"
         );
     }
 }
