@@ -1,6 +1,9 @@
-//! Docker's json-file log format: one JSON object a line, `{"log":…,"stream":…,"time":…}`.
+//! Docker's json-file log format: one JSON object a line, `{"log":…,"stream":…,"time":…}`,
+//! with `"attrs":{…}` in between where the log's options ask for some.
 //! A line longer than [`MAX_ENTRY`] is kept in several entries, of which only the last ends
 //! with `\n`, as dockerd does. Bytes that are not UTF-8 become U+FFFD.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,15 +17,25 @@ pub struct Entry {
     pub log: String,
     /// `stdout` or `stderr`.
     pub stream: String,
+    /// What the log's options say of the container.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attrs: BTreeMap<String, String>,
     /// When, RFC 3339 with nanoseconds.
     pub time: jiff::Timestamp,
 }
 
 /// Appends the line of one entry to `out`.
-pub fn encode(out: &mut Vec<u8>, stream: &str, at: jiff::Timestamp, payload: &[u8]) {
+pub fn encode(
+    out: &mut Vec<u8>,
+    stream: &str,
+    attrs: &BTreeMap<String, String>,
+    at: jiff::Timestamp,
+    payload: &[u8],
+) {
     let entry = Entry {
         log: String::from_utf8_lossy(payload).into_owned(),
         stream: stream.to_owned(),
+        attrs: attrs.clone(),
         time: at,
     };
     // Writing JSON of strings into memory has no way to fail.
@@ -110,7 +123,13 @@ mod tests {
     #[test]
     fn entry_round_trip() {
         let mut out = Vec::new();
-        encode(&mut out, "stderr", jiff::Timestamp::UNIX_EPOCH, b"\xff\"\n");
+        encode(
+            &mut out,
+            "stderr",
+            &BTreeMap::new(),
+            jiff::Timestamp::UNIX_EPOCH,
+            b"\xff\"\n",
+        );
         let entry = decode(&out[..out.len() - 1]).unwrap();
         assert_eq!(
             (entry.log.as_str(), entry.stream.as_str()),

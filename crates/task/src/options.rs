@@ -1,6 +1,7 @@
 //! The options of a task: what `CreateTaskRequest.options` carries, as JSON in an `Any`
 //! with [`TYPE_URL`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bulkhead_isolation::{InjectedFile, VmSettings};
@@ -90,6 +91,9 @@ pub struct LogOptions {
     /// How many files are kept, the current one included.
     #[serde(default = "one")]
     pub max_files: u32,
+    /// What every entry says of the container.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
 }
 
 fn one() -> u32 {

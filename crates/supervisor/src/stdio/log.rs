@@ -1,5 +1,6 @@
 //! The json-file log of a container: entries appended as they come, files rotated by size.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,6 +16,7 @@ pub struct Log {
     size: u64,
     max_size: Option<u64>,
     max_files: u32,
+    attributes: BTreeMap<String, String>,
     stdout: LineSplitter,
     stderr: LineSplitter,
     failing: bool,
@@ -34,6 +36,7 @@ impl Log {
                 size,
                 max_size: options.max_size.filter(|size| *size > 0),
                 max_files: options.max_files.max(1),
+                attributes: options.attributes.clone(),
                 stdout: LineSplitter::default(),
                 stderr: LineSplitter::default(),
                 failing: false,
@@ -75,8 +78,9 @@ impl Log {
             "stderr" => &mut self.stderr,
             _ => &mut self.stdout,
         };
+        let attributes = &self.attributes;
         split(splitter, &mut |payload| {
-            json_log::encode(&mut encoded, stream, at, payload);
+            json_log::encode(&mut encoded, stream, attributes, at, payload);
             ends.push(encoded.len());
         });
         if let Err(error) = self.write_entries(&encoded, &ends) {
@@ -159,6 +163,7 @@ mod tests {
             path,
             max_size,
             max_files,
+            attributes: BTreeMap::new(),
         };
         (directory, options)
     }

@@ -293,6 +293,7 @@ impl Shim {
                 path: log.clone(),
                 max_size: None,
                 max_files: 1,
+                attributes: Default::default(),
             }),
             vm: Default::default(),
             files_only: false,

@@ -2,6 +2,19 @@
 
 use bulkhead_e2e::{BUSYBOX, case};
 
+case!(docker entries_say_what_their_options_ask_for, |cell| {
+    let name = cell.name("c");
+    let options = "--log-opt labels=one,no --log-opt env-regex=^AN --log-opt tag={{.Name}}/x";
+    cell.run(&format!(
+        "--name {name} -l one=1 -l two=2 -e ANY=a,b -e OTHER=o {options} {BUSYBOX} echo said"
+    ))
+    .ok();
+    let seen = cell.cli(&format!("logs --details {name}")).ok();
+    assert_eq!(seen.text(), format!("ANY=a%2Cb,one=1,tag={name}%2Fx said"));
+    assert_eq!(cell.cli(&format!("logs {name}")).ok().text(), "said");
+    cell.cli(&format!("rm {name}")).ok();
+});
+
 case!(output_comes_back_on_its_stream, |cell| {
     let id = cell.detached(&format!(
         "{BUSYBOX} sh -c 'echo out; sleep 0.1; echo err >&2; sleep 0.1; printf end'"

@@ -327,6 +327,7 @@ impl Containers {
             }
         }
         super::files::log_limits(&driver, options).map_err(ApiError::bad_request)?;
+        super::log_attributes::check(options).map_err(ApiError::bad_request)?;
         Ok(())
     }
 }

@@ -201,6 +201,7 @@ pub(super) fn log_options(record: &Record, files: &Files) -> Option<LogOptions> 
         path,
         max_size,
         max_files,
+        attributes: super::log_attributes::of(record, options).unwrap_or_default(),
     })
 }
 

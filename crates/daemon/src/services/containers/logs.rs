@@ -313,6 +313,26 @@ impl Reader {
     }
 }
 
+/// Attributes as Docker writes them, `name=value` with a comma between two.
+fn details(entry: &Entry) -> String {
+    let escaped = |text: &str| {
+        let escaped = percent_encoding::utf8_percent_encode(text, QUERY).to_string();
+        escaped.replace("%20", "+")
+    };
+    let attributes = entry.attrs.iter();
+    let words: Vec<String> = attributes
+        .map(|(name, value)| format!("{}={}", escaped(name), escaped(value)))
+        .collect();
+    words.join(",")
+}
+
+/// What Go's `url.QueryEscape` escapes, with the space as `%20`.
+const QUERY: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
+
 /// One entry as the client gets it.
 fn encode(out: &mut BytesMut, entry: &Entry, query: &LogQuery) {
     let mut prefix = String::new();
@@ -320,6 +340,7 @@ fn encode(out: &mut BytesMut, entry: &Entry, query: &LogQuery) {
         prefix = format!("{:.9} ", entry.time);
     }
     if query.details {
+        prefix.push_str(&details(entry));
         prefix.push(' ');
     }
     if query.framed {
@@ -456,6 +477,7 @@ mod tests {
             json_log::encode(
                 &mut bytes,
                 stream,
+                &std::collections::BTreeMap::new(),
                 Timestamp::from_second(i64::try_from(line).unwrap()).unwrap(),
                 format!("line {line}\n").as_bytes(),
             );
@@ -500,6 +522,7 @@ mod tests {
         let entry = Entry {
             log: "hi\n".to_owned(),
             stream: "stderr".to_owned(),
+            attrs: std::collections::BTreeMap::new(),
             time: Timestamp::UNIX_EPOCH,
         };
         let query = LogQuery {

@@ -15,6 +15,7 @@ mod joined;
 mod launch;
 pub mod lifecycle;
 mod links;
+mod log_attributes;
 pub mod logs;
 pub mod model;
 mod mounts;
