@@ -51,17 +51,14 @@ async fn create(
         return Err(ApiError::bad_request("invalid JSON: an object is expected"));
     }
     super::body::as_go_reads(&mut body);
-    let old = version < ApiVersion(1, 44);
-    if old {
-        refuse_several_networks(&body)?;
-    }
+    as_of(version, &mut body)?;
     let created = state
         .containers
         .create(CreateRequest {
             name: params.get("name"),
             platform: params.get("platform"),
             body,
-            read_only_recursive: !old,
+            read_only_recursive: version >= ApiVersion(1, 44),
         })
         .await?;
     Ok((
@@ -69,6 +66,90 @@ async fn create(
         Json(json!({ "Id": created.id, "Warnings": created.warnings })),
     )
         .into_response())
+}
+
+/// What a request says in its client's version of the API: fields that came later are not
+/// there, or refused where it would be wrong to go on without, and defaults are those of then.
+fn as_of(version: ApiVersion, body: &mut Value) -> ApiResult<()> {
+    let before = |minor: u16| version < ApiVersion(1, minor);
+    let needs = |field: &str, minor: u16| {
+        Err(ApiError::bad_request(format!(
+            "{field} needs API v1.{minor} or newer"
+        )))
+    };
+    if before(44) {
+        refuse_several_networks(body)?;
+        put(body, "/Healthcheck/StartInterval", json!(0));
+        mac_address_of_old(body)?;
+    }
+    if let Some(host_config) = body.get_mut("HostConfig").filter(|one| one.is_object()) {
+        if before(25) {
+            put(host_config, "/AutoRemove", json!(false));
+        }
+        let mode = host_config.get("IpcMode").and_then(Value::as_str);
+        if before(40) && mode.is_none_or(str::is_empty) {
+            host_config["IpcMode"] = json!("shareable");
+        }
+        if before(42) {
+            put(host_config, "/ConsoleSize", Value::Null);
+        }
+        if before(43) {
+            put(host_config, "/Annotations", Value::Null);
+        }
+    }
+    let mounts = body.pointer_mut("/HostConfig/Mounts");
+    for mount in mounts.and_then(Value::as_array_mut).into_iter().flatten() {
+        if before(42) {
+            put(mount, "/BindOptions/CreateMountpoint", json!(false));
+            if mount["Type"] == "bind" {
+                put(mount, "/VolumeOptions", Value::Null);
+            }
+        }
+        let asks = |pointer: &str| {
+            let value = mount.pointer(pointer);
+            value.is_some_and(|value| {
+                !matches!(value.as_str(), Some("")) && *value != json!(false) && !value.is_null()
+            })
+        };
+        if before(44) && asks("/BindOptions/ReadOnlyForceRecursive") {
+            return needs("BindOptions.ReadOnlyForceRecursive", 44);
+        }
+        if before(45) && asks("/VolumeOptions/Subpath") {
+            return needs("VolumeOptions.Subpath", 45);
+        }
+    }
+    Ok(())
+}
+
+/// Sets a field that is there.
+fn put(body: &mut Value, pointer: &str, value: Value) {
+    if let Some(field) = body.pointer_mut(pointer) {
+        *field = value;
+    }
+}
+
+/// The hardware address was the container's, and nothing of a network's.
+fn mac_address_of_old(body: &mut Value) -> ApiResult<()> {
+    let wanted = body.get("MacAddress").and_then(Value::as_str);
+    if wanted.is_none_or(str::is_empty) {
+        let endpoints = body.pointer_mut("/NetworkingConfig/EndpointsConfig");
+        for (_, endpoint) in endpoints
+            .and_then(Value::as_object_mut)
+            .into_iter()
+            .flatten()
+        {
+            put(endpoint, "/MacAddress", json!(""));
+        }
+        return Ok(());
+    }
+    let mode = body.pointer("/HostConfig/NetworkMode");
+    let mode = mode.and_then(Value::as_str).unwrap_or_default();
+    if matches!(mode, "host" | "none") || mode.starts_with("container:") {
+        return Err(ApiError::bad_request(
+            "conflicting options: mac-address and the network mode",
+        ));
+    }
+    Ok(())
 }
 
 /// Clients of older versions of the API connect a container to one network when they make it.

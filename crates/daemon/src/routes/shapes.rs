@@ -211,7 +211,11 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<(u64, u64)>) -
         "ResolvConfPath": files.resolv_conf,
         "HostnamePath": files.hostname,
         "HostsPath": files.hosts,
-        "LogPath": files.log.as_deref().unwrap_or(std::path::Path::new("")),
+        // The other drivers' files are their own affair.
+        "LogPath": match (record.log_driver(), &files.log) {
+            ("json-file", Some(log)) => log.as_path(),
+            _ => std::path::Path::new(""),
+        },
         "Name": format!("/{}", record.name),
         "RestartCount": record.restart_count,
         "Driver": STORAGE_DRIVER,
@@ -226,9 +230,15 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<(u64, u64)>) -
             "Name": STORAGE_DRIVER,
         },
     });
+    let mut config = config(&record.config);
+    // Once the container's own, now that of its first interface.
+    let first = record.networks.attachments.first();
+    if let Some(mac) = first.and_then(|attachment| attachment.mac.as_deref()) {
+        config["MacAddress"] = json!(mac);
+    }
     let rest = json!({
         "Mounts": mounts(record),
-        "Config": config(&record.config),
+        "Config": config,
         "NetworkSettings": network_shapes::settings(record),
     });
     if let Value::Object(out) = &mut out {

@@ -99,6 +99,89 @@ case!(an_update_to_an_unknown_policy, |cell| {
     assert_eq!(policy, "always");
 });
 
+/// Makes a container by a client of this version, and what an inspect says of it.
+fn made_by(cell: &Cell, version: &str, body: &Value) -> Value {
+    let path = format!("/{version}/containers/create?name={}", cell.name("c"));
+    let made = cell.api("POST", &path, Some(body));
+    assert_eq!(made.status, 201, "{version} {body}: {}", made.message());
+    let shown = cell.inspect(made.json()["Id"].as_str().expect("an ID"));
+    cell.cli(&format!("rm {}", shown["Id"].as_str().expect("an ID")))
+        .ok();
+    shown
+}
+
+case!(docker defaults_are_those_of_the_clients_version, |cell| {
+    let body = json!({ "Image": BUSYBOX, "HostConfig": { "AutoRemove": true } });
+    for (version, removed, ipc) in [
+        ("v1.24", false, "shareable"),
+        ("v1.39", true, "shareable"),
+        ("v1.40", true, "private"),
+    ] {
+        let shown = made_by(cell, version, &body);
+        assert_eq!(shown["HostConfig"]["AutoRemove"], removed, "{version}");
+        assert_eq!(shown["HostConfig"]["IpcMode"], ipc, "{version}");
+    }
+    // A check that nobody knows is none.
+    let body = json!({ "Image": BUSYBOX, "Healthcheck": { "Test": ["true"] } });
+    let shown = made_by(cell, "v1.41", &body);
+    assert_eq!(shown["Config"]["Healthcheck"]["Test"], json!(["true"]));
+    let mac = "02:42:ac:11:65:43";
+    let mut body = json!({ "Image": BUSYBOX, "MacAddress": mac });
+    let shown = made_by(cell, "v1.41", &body);
+    assert_eq!(shown["Config"]["MacAddress"], mac);
+    body["HostConfig"] = json!({ "NetworkMode": "container:other" });
+    let refused = cell.api("POST", "/v1.41/containers/create", Some(&body));
+    assert_eq!(refused.status, 400);
+    assert_eq!(
+        refused.message(),
+        "conflicting options: mac-address and the network mode"
+    );
+});
+
+case!(ours process fields_that_came_later, |cell| {
+    let mac = "02:42:ac:11:65:44";
+    let body = json!({
+        "Image": BUSYBOX,
+        "Healthcheck": { "Test": ["CMD", "true"], "StartInterval": 5_000_000_000_i64 },
+        "HostConfig": { "Annotations": { "a": "b" } },
+        "NetworkingConfig": { "EndpointsConfig": { "bridge": { "MacAddress": mac } } },
+    });
+    let (old, new) = (made_by(cell, "v1.41", &body), made_by(cell, "v1.44", &body));
+    assert_eq!(old["HostConfig"]["Annotations"], Value::Null);
+    assert_eq!(new["HostConfig"]["Annotations"]["a"], "b");
+    let interval = |shown: &Value| shown["Config"]["Healthcheck"]["StartInterval"].as_i64();
+    assert_eq!(interval(&old).unwrap_or(0), 0);
+    assert_eq!(interval(&new), Some(5_000_000_000));
+    assert_eq!(old["Config"]["MacAddress"], Value::Null);
+    assert_eq!(new["Config"]["MacAddress"], mac);
+    let mounted = |kind: &str, options: Value| {
+        let mut mount = json!({ "Type": kind, "Source": cell.name("v"), "Target": "/v" });
+        mount
+            .as_object_mut()
+            .expect("an object")
+            .extend(options.as_object().expect("an object").clone());
+        json!({ "Image": BUSYBOX, "HostConfig": { "Mounts": [mount] } })
+    };
+    let mut forced = mounted(
+        "bind",
+        json!({ "ReadOnly": true, "BindOptions": { "ReadOnlyForceRecursive": true } }),
+    );
+    forced["HostConfig"]["Mounts"][0]["Source"] = json!("/tmp");
+    let part = mounted("volume", json!({ "VolumeOptions": { "Subpath": "a" } }));
+    let mut other = body.clone();
+    other["MacAddress"] = json!("02:42:ac:11:65:45");
+    for (version, body, words) in [
+        ("v1.43", forced, "BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer"),
+        ("v1.44", part, "VolumeOptions.Subpath needs API v1.45 or newer"),
+        ("v1.45", other, "the container-wide MAC address must match"),
+    ] {
+        let path = format!("/{version}/containers/create");
+        let refused = cell.api("POST", &path, Some(&body));
+        assert_eq!(refused.status, 400, "{}", refused.message());
+        assert!(refused.message().contains(words), "{}", refused.message());
+    }
+});
+
 case!(ours exec_while_the_container_ends, |cell| {
     let id = cell.detached(&format!("{BUSYBOX} sleep 2"));
     let refusal = loop {

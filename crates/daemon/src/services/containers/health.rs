@@ -108,7 +108,12 @@ impl Check {
                 command.extend(rest.iter().cloned());
                 command
             }
-            _ => return None,
+            "" | "NONE" | "CMD" | "CMD-SHELL" => return None,
+            // As with Docker the container runs all the same, without a check.
+            other => {
+                tracing::warn!("unknown healthcheck type '{other}' (expected 'CMD')");
+                return None;
+            }
         };
         Some(Self {
             command,
@@ -150,13 +155,7 @@ pub(super) fn check(check: Option<&HealthConfig>) -> ApiResult<()> {
             "Retries in Healthcheck cannot be negative",
         ));
     }
-    let kind = check.test.as_ref().and_then(|test| test.first());
-    match kind.map(String::as_str) {
-        None | Some("" | "NONE" | "CMD" | "CMD-SHELL") => Ok(()),
-        Some(other) => Err(ApiError::bad_request(format!(
-            "Unknown healthcheck type '{other}' (expected 'CMD')"
-        ))),
-    }
+    Ok(())
 }
 
 impl Actor {

@@ -108,8 +108,16 @@ pub(super) fn attachments(body: &Value, host_config: &HostConfig) -> ApiResult<V
             "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
         ));
     }
-    if first.mac.is_none() {
-        first.mac = wishes.mac_address.filter(|mac| !mac.is_empty());
+    let wide = wishes.mac_address.filter(|mac| !mac.is_empty());
+    match (&first.mac, wide) {
+        (Some(own), Some(wide)) if *own != wide => {
+            return Err(ApiError::bad_request(
+                "the container-wide MAC address must match the endpoint-specific MAC address for \
+                 the main network, or be left empty",
+            ));
+        }
+        (None, wide) => first.mac = wide,
+        _ => {}
     }
     if let Some(mac) = &first.mac {
         check_mac(mac)?;
