@@ -235,19 +235,24 @@ fn parse_bind(raw: &str, driver: &str) -> Result<MountRequest, Invalid> {
     let kind = if on_host.is_some() { "bind" } else { "volume" };
     let destination =
         clean_destination(kind, destination).map_err(|error| refused(&error.to_string()))?;
+    let not_of_its_kind = match on_host {
+        Some(_) if mode.no_copy => Some("VolumeOptions"),
+        None if mode.propagation.is_some() => Some("BindOptions"),
+        _ => None,
+    };
+    if let Some(field) = not_of_its_kind {
+        let error = Invalid::Mount {
+            kind: kind.to_owned(),
+            reason: format!("field {field} must not be specified"),
+        };
+        return Err(refused(&error.to_string()));
+    }
     let source = match on_host {
         Some(path) => MountSource::Host {
             path: clean_path(path),
             create: true,
             propagation: propagation(mode.propagation.unwrap_or_default())?,
         },
-        None if mode.propagation.is_some() => {
-            let error = Invalid::Mount {
-                kind: kind.to_owned(),
-                reason: "field BindOptions must not be specified".to_owned(),
-            };
-            return Err(refused(&error.to_string()));
-        }
         None => MountSource::Volume {
             name: source.map(str::to_owned),
             driver: driver.to_owned(),
@@ -272,10 +277,10 @@ fn parse_bind(raw: &str, driver: &str) -> Result<MountRequest, Invalid> {
     })
 }
 
-/// A path of `Config.Volumes`.
+/// A path of `Config.Volumes`, which images may have from the root without saying so.
 fn own_volume(destination: &str, driver: &str) -> Result<MountRequest, Invalid> {
     Ok(MountRequest {
-        destination: clean_destination("volume", destination)?,
+        destination: clean_destination("volume", &format!("/{destination}"))?,
         source: MountSource::Volume {
             name: None,
             driver: driver.to_owned(),

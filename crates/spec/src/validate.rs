@@ -56,6 +56,17 @@ pub fn apply_defaults(
     {
         host_config.network_mode = Some("bridge".to_owned());
     }
+    if host_config.network_mode.as_deref() == Some("host")
+        && host_config
+            .port_bindings
+            .as_ref()
+            .is_some_and(|bindings| !bindings.is_empty())
+    {
+        warnings.push("Published ports are discarded when using host network mode".to_owned());
+    }
+    if host_config.memory_swappiness == Some(-1) {
+        host_config.memory_swappiness = None;
+    }
     if is_blank(&host_config.ipc_mode) {
         host_config.ipc_mode = Some("private".to_owned());
     }

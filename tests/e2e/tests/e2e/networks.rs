@@ -607,6 +607,28 @@ case!(networks_outlive_the_daemon, |cell| {
     cell.finish();
 });
 
+case!(process a_hosts_name_and_what_it_is_told_of_others, |cell| {
+    let seen = cell
+        .run(&format!("--rm -h web.example.org {BUSYBOX} cat /etc/hosts"))
+        .ok();
+    assert!(seen.text().contains("\tweb.example.org web\n"), "{seen}");
+    let line = format!("--rm --network host --add-host one:192.0.2.7 {BUSYBOX} cat /etc/hosts");
+    let seen = cell.run(&line).ok();
+    assert!(seen.text().ends_with("192.0.2.7\tone"), "{seen}");
+    let line = format!("--name {} --network host -p 80:80 {BUSYBOX} true", cell.name("c"));
+    cell.making("create", &line)
+        .output()
+        .ok()
+        .says("Published ports are discarded when using host network mode");
+    let net = cell.name("net");
+    cell.cli(&format!(
+        "network create --subnet 10.88.77.0/24 --subnet 10.89.77.0/24 {net}"
+    ))
+    .exits(1)
+    .says("bridge driver doesn't support multiple subnets");
+    cell.cli(&format!("network inspect {net}")).exits(1);
+});
+
 case!(links_of_the_default_bridge, |cell| {
     let name = cell.name("db");
     let db = cell.detached(&format!(

@@ -478,6 +478,19 @@ case!(ours read_only_holds_for_what_is_mounted_below, |cell| {
     drop(mounted);
 });
 
+case!(docker volumes_of_an_image_without_a_root, |cell| {
+    let image = cell.name("image");
+    let dockerfile = format!("FROM {BUSYBOX}\nVOLUME data ./more\n");
+    cell.building(&format!("-q -t {image} -"))
+        .stdin(dockerfile.into_bytes())
+        .output()
+        .ok();
+    let script = "grep -c -e \" /data \" -e \" /more \" /proc/mounts";
+    let seen = cell.run(&format!("--rm {image} sh -c '{script}'")).ok();
+    assert_eq!(seen.text(), "2");
+    cell.cli(&format!("rmi {image}")).ok();
+});
+
 case!(ours the_files_of_an_image_are_mounted, |cell| {
     let image = cell.name("files");
     let mut tar = Tar::new();

@@ -59,12 +59,28 @@ pub(super) fn shared_with(files: &Files) -> Vec<InjectedFile> {
     .collect()
 }
 
-/// In the host's network: the host's file, and what the user adds.
+/// What every file of hosts begins with.
+const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n\
+    ::1\tlocalhost ip6-localhost ip6-loopback\n\
+    fe00::\tip6-localnet\n\
+    ff00::\tip6-mcastprefix\n\
+    ff02::1\tip6-allnodes\n\
+    ff02::2\tip6-allrouters\n";
+
+/// In the host's network: the host's file, or what the user says in its place. Who looks a
+/// name up takes the first line that has it, so that an addition could not change one.
 fn hosts_of_host(record: &Record, names: &Names) -> String {
-    let mut text = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
+    if record
+        .host_config
+        .extra_hosts
+        .iter()
+        .flatten()
+        .next()
+        .is_none()
+    {
+        return std::fs::read_to_string("/etc/hosts").unwrap_or_default();
     }
+    let mut text = LOCAL_HOSTS.to_owned();
     add_extra_hosts(&mut text, record, names);
     text
 }
@@ -84,22 +100,18 @@ fn add_extra_hosts(text: &mut String, record: &Record, names: &Names) {
 }
 
 fn hosts(record: &Record, hostname: &str, domain: &str, names: &Names) -> String {
-    let mut text = String::from(
-        "127.0.0.1\tlocalhost\n\
-         ::1\tlocalhost ip6-localhost ip6-loopback\n\
-         fe00::\tip6-localnet\n\
-         ff00::\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\n\
-         ff02::2\tip6-allrouters\n",
-    );
+    let mut text = LOCAL_HOSTS.to_owned();
     add_extra_hosts(&mut text, record, names);
     for (address, names) in &names.links {
         text.push_str(&format!("{address}\t{}\n", names.join(" ")));
     }
-    let full = match domain.is_empty() {
+    let mut full = match domain.is_empty() {
         true => hostname.to_owned(),
-        false => format!("{hostname}.{domain} {hostname}"),
+        false => format!("{hostname}.{domain}"),
     };
+    if let Some((short, _)) = full.split_once('.') {
+        full = format!("{full} {short}");
+    }
     let endpoints = record
         .networks
         .sandbox

@@ -234,11 +234,14 @@ impl State {
                 }
             }
         }
-        let has = |pools: &[Pool], v6: bool| {
-            pools
-                .iter()
-                .any(|pool| matches!(pool.subnet, IpNet::V6(_)) == v6)
+        let count = |pools: &[Pool], v6: bool| {
+            let of = |pool: &&Pool| matches!(pool.subnet, IpNet::V6(_)) == v6;
+            pools.iter().filter(of).count()
         };
+        let has = |pools: &[Pool], v6: bool| count(pools, v6) > 0;
+        if count(&pools, false) > 1 || count(&pools, true) > 1 {
+            return Err(forbidden("bridge driver doesn't support multiple subnets"));
+        }
         if ipv4 && !has(&pools, false) {
             let mut chosen = self.choose_pool("", bridge)?;
             if let Some(config) = rest {

@@ -125,6 +125,8 @@ pub fn check_wishes(record: &Network, attachment: &Attachment) -> ApiResult<()> 
         record
             .pools
             .iter()
+            // Of a family that the network does not use: the wish is kept, and no more.
+            .chain(&record.idle_pools)
             .any(|pool| pool.configured && matches!(pool.subnet, IpNet::V6(_)) == v6)
     };
     if (attachment.ipv4.is_some() && !configured(false))
@@ -167,7 +169,7 @@ fn take_one(
         }
     }
     match (refused, wanted) {
-        (None, None) => Ok(None),
+        (None, _) => Ok(None),
         (Some(AddressError::InUse), _) => Err(ApiError::new(
             StatusCode::FORBIDDEN,
             AddressError::InUse.to_string(),
