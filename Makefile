@@ -60,9 +60,10 @@ test-e2e-all: setup-test guest
 	@cargo test --release --locked --workspace --test e2e -- \
 	    --test-threads $(TEST_THREADS) --include-ignored
 
-# In an emulated machine with KVM and cgroup v2 alone; the cases by name.
-RIG_CASES ?= run:: exec:: limits:: life:: promise:: failure:: engine::
-RIG_SECONDS ?= 7200
+# In an emulated machine with KVM and cgroup v2 alone: the whole suite, which takes hours, or
+# the cases that are named.
+RIG_CASES ?=
+RIG_SECONDS ?= 36000
 test-kvm: setup-test guest
 	@echo "==> on KVM and cgroup v2"
 	@scripts/rig.sh $(RIG_SECONDS) "tiny_guests machine filter attacker" "$(RIG_CASES)"
@@ -74,7 +75,9 @@ test-rig:
 	    "tiny_guests filter machine:a_guest_talks:a_panic:a_disk_that_hangs:many_cpus:what_cannot_boot" \
 	    "exec::exit_codes::hyperv::docker exec::exit_codes::process::docker \
 	    promise::the_host_sees_what_it_should::hyperv::docker \
-	    promise::the_host_sees_what_it_should::process::docker"
+	    promise::the_host_sees_what_it_should::process::docker \
+	    failure::a_guest_that_is_damaged failure::the_worker_is_killed::hyperv \
+	    failure::kvm_is_not_permitted limits::running_out_of_memory_is_137"
 
 # Unit tests of the VM crates boot real machines: the guest image comes first.
 test: setup-test lint guest test-unit test-e2e test-rig

@@ -7,7 +7,7 @@
 #
 # SECONDS   after which the machine is ended, whatever it does
 # MACHINES  tests of the kvm engine, as `program:filter…`, or `program` for all of its
-# CASES     filters of end-to-end cases, or `-` for none
+# CASES     filters of end-to-end cases, all without any, or `-` for none
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
