@@ -57,6 +57,10 @@ const SCAFFOLD_DIRECTORIES: [&[u8]; 8] = [
     b"sys",
 ];
 
+/// A link that is made too, and where it leads.
+const MTAB: &[u8] = b"etc/mtab";
+const MTAB_TARGET: &[u8] = b"/proc/mounts";
+
 /// What is there for mounting only: in every root, and where this container had mounts.
 #[derive(Debug, Default)]
 pub(crate) struct Scaffold {
@@ -88,10 +92,11 @@ impl Scaffold {
         scaffold
     }
 
-    /// Whether something that the image has not is there for mounting only.
+    /// Whether something that the image has not, or has as a symbolic link, is there for
+    /// mounting only.
     pub fn is(&self, node: &Node<'_>) -> Result<bool> {
-        if node.base_stat()?.is_some() {
-            return Ok(false);
+        if let Some(base) = node.base_stat()? {
+            return Ok(replaces_link(node, &base));
         }
         self.holds(node.dir, node.name, node.path, node.stat)
     }
@@ -124,6 +129,8 @@ impl Scaffold {
                     || (SCAFFOLD_DIRECTORIES.contains(&path) && !matches!(path, b"etc" | b"sbin"));
                 Ok(below.only && (below.some || may_be_empty))
             }
+            FileType::Symlink if path == MTAB => Ok(rustix::fs::readlinkat(dir, name, Vec::new())
+                .is_ok_and(|target| target.as_bytes() == MTAB_TARGET)),
             _ => Ok(false),
         }
     }
@@ -147,6 +154,14 @@ impl Scaffold {
         }
         Ok(found)
     }
+}
+
+/// Nothing can be mounted at a link, so whoever runs a root puts a file in its place.
+fn replaces_link(node: &Node<'_>, base: &Stat) -> bool {
+    FileType::from_raw_mode(base.st_mode).is_symlink()
+        && node.kind().is_file()
+        && node.stat.st_size == 0
+        && SCAFFOLD_FILES.contains(&node.path)
 }
 
 fn same_owner(one: &Stat, other: &Stat) -> bool {
@@ -182,6 +197,7 @@ pub(crate) fn changes(
         let kind = match &below {
             _ if is_whiteout(node.stat) => ChangeKind::Deleted,
             None if scaffold.is(node)? => return Ok(Descend::No),
+            Some(base) if replaces_link(node, base) => return Ok(Descend::No),
             None => ChangeKind::Added,
             Some(_) => ChangeKind::Modified,
         };
@@ -236,10 +252,12 @@ fn report_hidden(node: &Node<'_>, report: &mut dyn FnMut(&Change) -> Result<()>)
 pub(crate) fn usage(upper: BorrowedFd<'_>, base: Option<BorrowedFd<'_>>) -> Result<Usage> {
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
+    let scaffold = Scaffold::default();
     walk(upper, base, &mut |node| {
         let kind = FileType::from_raw_mode(node.stat.st_mode);
         let counts = matches!(kind, FileType::RegularFile | FileType::Symlink)
-            && (node.stat.st_nlink < 2 || linked.insert((node.stat.st_dev, node.stat.st_ino)));
+            && (node.stat.st_nlink < 2 || linked.insert((node.stat.st_dev, node.stat.st_ino)))
+            && !(kind.is_symlink() && scaffold.is(node)?);
         if counts {
             usage.size = usage
                 .size

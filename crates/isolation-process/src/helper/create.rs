@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::payload::Payload;
 use super::remap::Remap;
-use super::{INIT_PATH, devices, limits, rootfs, user, whole_dev, with_causes};
+use super::{INIT_PATH, devices, limits, rootfs, scaffold, user, whole_dev, with_causes};
 use crate::layout::Layout;
 use crate::wire::{CreateOrder, RootfsOrder};
 use bulkhead_cgroup::{self as cgroup, Cgroup, lock_parents};
@@ -164,6 +164,7 @@ fn adapt(
 ) -> Result<()> {
     set_root(spec, root)?;
     let directory = open_root(root)?;
+    scaffold::make(directory.as_fd(), injected)?;
     identify(spec, directory.as_fd())?;
     if let Some(process) = spec.process_mut() {
         limits::clamp(process);

@@ -12,6 +12,7 @@ mod lookup;
 mod payload;
 mod remap;
 mod rootfs;
+mod scaffold;
 mod seccomp;
 mod user;
 mod whole_dev;

@@ -254,6 +254,65 @@ case!(the_upper_layer_is_writable_everywhere, |cell| {
     gone(cell, &image);
 });
 
+case!(links_where_files_are_generated, |cell| {
+    // Where every container gets a file of its own, an image may have a link to anywhere.
+    let mut tar = Tar::new();
+    tar.symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
+        .symlink("etc/hosts", "/data/hosts")
+        .symlink("etc/hostname", "/tmp")
+        .file("data/hosts", &Meta::mode(0o644), b"image\n");
+    let image = load(cell, &[tar.done()]);
+    let script = "cd /etc; for f in resolv.conf hosts hostname; do \
+                  test ! -L $f && test -f $f && test -s $f && echo $f; done; \
+                  cat hostname /data/hosts; test -e /run/systemd && echo led; readlink mtab; \
+                  stat -c %F:%s:%a /.dockerenv; mkdir -p /made";
+    let id = cell.create(&format!("-h thing {image} sh -c '{script}'"));
+    for _ in 0..2 {
+        let output = cell.cli(&format!("start -a {id}")).ok();
+        assert_eq!(
+            output.lines(),
+            [
+                "resolv.conf",
+                "hosts",
+                "hostname",
+                "thing",
+                "image",
+                "/proc/mounts",
+                "regular empty file:0:755"
+            ]
+        );
+    }
+    // None of that is a change of the container's, and no part of an image of it.
+    assert_eq!(cell.cli(&format!("diff {id}")).ok().lines(), ["A /made"]);
+    let idle = cell.create(&format!("{image} true"));
+    cell.cli(&format!("start -a {idle}")).ok();
+    assert_eq!(cell.cli(&format!("diff {idle}")).ok().text(), "");
+    let committed = cell.name("committed");
+    cell.cli(&format!("commit {idle} {committed}")).ok();
+    let layers = |image: &str| {
+        let shown = cell.cli(&format!("image inspect {image}")).ok().json();
+        shown[0]["RootFS"]["Layers"].as_array().map_or(0, Vec::len)
+    };
+    assert_eq!(layers(&committed), layers(&image));
+    // It is in the container's files all the same.
+    let archive = cell.cli(&format!("export {id}")).ok().stdout;
+    let mut archive = tar::Archive::new(archive.as_slice());
+    let names: Vec<String> = archive
+        .entries()
+        .expect("an archive")
+        .map(|entry| {
+            let entry = entry.expect("a whole archive");
+            String::from_utf8_lossy(&entry.path_bytes()).into_owned()
+        })
+        .collect();
+    for name in [".dockerenv", "etc/hosts", "etc/mtab", "made/"] {
+        assert!(names.iter().any(|one| one == name), "{name} is missing");
+    }
+    cell.cli(&format!("rm {id} {idle}")).ok();
+    cell.cli(&format!("rmi {committed}")).ok();
+    gone(cell, &image);
+});
+
 case!(many_files, |cell| {
     let mut tar = Tar::new();
     tar.directory("data", &Meta::mode(0o755));
