@@ -166,6 +166,7 @@ fn adapt(
     let directory = open_root(root)?;
     scaffold::make(directory.as_fd(), injected)?;
     identify(spec, directory.as_fd())?;
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly());
     if let Some(process) = spec.process_mut() {
         limits::clamp(process);
         let cwd = process.cwd().clone();
@@ -181,6 +182,8 @@ fn adapt(
     }
 
     let mut mounts: Vec<Mount> = spec.mounts().clone().unwrap_or_default();
+    // They are part of the root for whoever is in it.
+    let mode = if read_only == Some(true) { "ro" } else { "rw" };
     for file in injected {
         if mounts
             .iter()
@@ -188,7 +191,7 @@ fn adapt(
         {
             continue;
         }
-        mounts.push(bind(&file.source, &file.destination, "rw")?);
+        mounts.push(bind(&file.source, &file.destination, mode)?);
     }
     if let Some(executable) = init {
         mounts.push(bind(executable, Path::new(INIT_PATH), "ro")?);

@@ -206,6 +206,17 @@ case!(everywhere read_only_root_and_tmpfs, |cell| {
     assert!(lines[2].contains("4096"), "4 MiB: {output}");
 });
 
+case!(everywhere generated_files_are_part_of_the_root, |cell| {
+    let script = "for f in hosts hostname resolv.conf; do \
+                  (echo \"# x\" >>/etc/$f) 2>/dev/null && echo $f; done; test -s /etc/hosts";
+    let written = |options: &str| {
+        let output = cell.run(&format!("--rm {options} {BUSYBOX} sh -c '{script}'"));
+        output.ok().lines()
+    };
+    assert_eq!(written(""), ["hosts", "hostname", "resolv.conf"]);
+    assert_eq!(written("--read-only"), [""; 0]);
+});
+
 case!(everywhere init_reaps, |cell| {
     // The child of a child that ends becomes PID 1's; a PID 1 that reaps leaves no zombie.
     let script =
