@@ -182,6 +182,7 @@ fn adapt(
     }
 
     let mut mounts: Vec<Mount> = spec.mounts().clone().unwrap_or_default();
+    scaffold::keep_modes(&mut mounts, directory.as_fd());
     // They are part of the root for whoever is in it.
     let mode = if read_only == Some(true) { "ro" } else { "rw" };
     for file in injected {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use bulkhead_isolation::{InjectedFile, IsolationError, Result};
+use oci_spec::runtime::Mount;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
 /// Makes it, where there are files to inject; else it is not Docker's container.
@@ -57,4 +58,31 @@ fn find(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+}
+
+/// Has every tmpfs whose mode nobody gave keep that of the directory of the root that it
+/// covers, as runc does: `/root` is not everybody's because it is in memory.
+pub fn keep_modes(mounts: &mut [Mount], root: BorrowedFd<'_>) {
+    for at in 0..mounts.len() {
+        let (before, rest) = mounts.split_at_mut(at);
+        let Some(mount) = rest.first_mut() else {
+            continue;
+        };
+        let mut options = mount.options().clone().unwrap_or_default();
+        let covers_another = before
+            .iter()
+            .any(|other| mount.destination().starts_with(other.destination()));
+        if mount.typ().as_deref() != Some("tmpfs")
+            || covers_another
+            || options.iter().any(|option| option.starts_with("mode="))
+        {
+            continue;
+        }
+        // One that is made for it gets the default.
+        let covered = find(root, mount.destination()).and_then(rustix::fs::fstat);
+        if let Ok(stat) = covered {
+            options.push(format!("mode={:o}", stat.st_mode & 0o7777));
+            mount.set_options(Some(options));
+        }
+    }
 }

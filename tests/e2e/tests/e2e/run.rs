@@ -217,6 +217,24 @@ case!(everywhere generated_files_are_part_of_the_root, |cell| {
     assert_eq!(written("--read-only"), [""; 0]);
 });
 
+case!(everywhere a_tmpfs_has_the_mode_of_what_it_covers, |cell| {
+    let modes = |options: &str, paths: &str| {
+        let output = cell.run(&format!("--rm {options} {BUSYBOX} stat -c %a {paths}"));
+        output.ok().lines()
+    };
+    let covered = "--tmpfs /root --tmpfs /tmp:size=4m --mount type=tmpfs,dst=/home/user";
+    assert_eq!(
+        modes(covered, "/root /tmp /home/user"),
+        ["755", "1777", "755"]
+    );
+    assert_eq!(modes("--tmpfs /made", "/made"), ["1777"]);
+    // Docker's runc of then did not ask whether one was given.
+    assert_eq!(
+        modes("--tmpfs /root:mode=1770", "/root"),
+        [cell.now_or_then("1770", "755")]
+    );
+});
+
 case!(everywhere init_reaps, |cell| {
     // The child of a child that ends becomes PID 1's; a PID 1 that reaps leaves no zombie.
     let script =
