@@ -25,6 +25,7 @@ use nix::sys::signal::SigSet;
 use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process, Spec};
 use rustix::process::{Gid, Uid};
 
+use super::limits::Late;
 use super::lookup;
 use super::remap::Entry;
 use crate::wire::{self, Report};
@@ -36,6 +37,7 @@ pub struct Payload {
     capabilities: Option<LinuxCapabilities>,
     seccomp: Option<LinuxSeccomp>,
     no_new_privileges: bool,
+    limits: Late,
     uid: u32,
     /// Into which user namespace it still has to go.
     entry: Option<Rc<Entry>>,
@@ -68,6 +70,7 @@ impl Payload {
         })?;
         let capabilities = process.capabilities().clone();
         let no_new_privileges = process.no_new_privileges().unwrap_or(false);
+        let limits = Late::take(process);
         // libcontainer tells absence from `false`.
         process
             .set_capabilities(None)
@@ -77,6 +80,7 @@ impl Payload {
             capabilities,
             seccomp,
             no_new_privileges,
+            limits,
             uid: process.user().uid(),
             entry: None,
             found: Rc::default(),
@@ -94,6 +98,7 @@ impl Payload {
             Some(entry) => entry.enter()?,
             None => self.own_streams(),
         }
+        self.limits.set()?;
         // A filter needs CAP_SYS_ADMIN or no_new_privs; with the latter it comes last, so
         // that it need not allow what the rest of this does.
         if !self.no_new_privileges {
@@ -170,6 +175,7 @@ impl Payload {
         } else {
             SigSet::empty()
         };
+        self.limits.set_last()?;
         default_signals(&blocked);
         let error = match nix::unistd::execve(&path, &arguments, &environment) {
             Ok(never) => return Ok(never),

@@ -266,6 +266,31 @@ case!(everywhere ulimit, |cell| {
     assert_eq!(output.lines(), ["100", "200", "0"]);
 });
 
+case!(everywhere small_limits_are_the_payloads, |cell| {
+    // What makes the payload's process has other needs.
+    for (limit, shown) in [
+        ("fsize=0", "0 "),
+        ("fsize=1024", "2 "),
+        ("fsize=1024:2048 --user user", "2 "),
+        ("nofile=16 --ulimit fsize=0", "0 16"),
+        ("nofile=16:32 --security-opt no-new-privileges", "unlimited 16"),
+    ] {
+        let script = "echo $(ulimit -f) $(ulimit -n)";
+        let output = cell.run(&format!("--rm --ulimit {limit} {BUSYBOX} sh -c '{script}'"));
+        let text = output.ok().text();
+        assert!(text.starts_with(shown), "{limit}: {text}");
+    }
+    let id = cell.detached(&format!(
+        "--ulimit nofile=16 --ulimit fsize=0 {BUSYBOX} sleep 600"
+    ));
+    let script = "echo $(ulimit -f) $(ulimit -n); echo x >/file";
+    let output = cell.cli(&format!("exec {id} sh -c '{script}'"));
+    assert_eq!(output.exits(153).text(), "0 16", "SIGXFSZ");
+    cell.run(&format!("--rm --ulimit fsize=0 {BUSYBOX} no-such-command"))
+        .exits(127)
+        .says("no-such-command");
+});
+
 case!(everywhere default_privileges, |cell| {
     let script = "grep CapEff /proc/self/status; grep ^Seccomp: /proc/self/status; \
                   grep NoNewPrivs /proc/self/status; \
