@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::payload::Payload;
 use super::remap::Remap;
-use super::{INIT_PATH, devices, limits, rootfs, scaffold, user, whole_dev, with_causes};
+use super::{INIT_PATH, devices, limits, rootfs, scaffold, user, way, whole_dev, with_causes};
 use crate::layout::Layout;
 use crate::wire::{CreateOrder, RootfsOrder};
 use bulkhead_cgroup::{self as cgroup, Cgroup, lock_parents};
@@ -197,8 +197,30 @@ fn adapt(
     if let Some(executable) = init {
         mounts.push(bind(executable, Path::new(INIT_PATH), "ro")?);
     }
+    make_ways(directory.as_fd(), &mounts)?;
     spec.set_mounts(Some(mounts));
     super::cgroup_mounts::make_read_only(spec)
+}
+
+/// Makes what links of the image at the destinations of mounts lead to.
+fn make_ways(root: BorrowedFd<'_>, mounts: &[Mount]) -> Result<()> {
+    for mount in mounts {
+        let file = match (mount.typ().as_deref(), mount.source()) {
+            (Some("tmpfs"), _) => false,
+            // A source that is not in sight is missed later.
+            (Some("bind"), Some(source)) => match fs::metadata(source) {
+                Ok(found) => !found.is_dir(),
+                Err(_) => continue,
+            },
+            _ => continue,
+        };
+        let destination = mount.destination();
+        way::make(root, destination, file).map_err(|error| {
+            let path = destination.display();
+            IsolationError::other(format!("make what {path} leads to"), error)
+        })?;
+    }
+    Ok(())
 }
 
 fn bind(source: &Path, destination: &Path, mode: &str) -> Result<Mount> {
@@ -283,6 +305,7 @@ fn make_working_directory(root: BorrowedFd<'_>, cwd: &PathBuf) -> Result<()> {
         Ok(_) => Ok(()),
         Err(Errno::NOTDIR) => Err(wrong(&"not a directory")),
         Err(Errno::NOENT) => {
+            way::make(root, cwd, false).map_err(|error| wrong(&error))?;
             let root = pathrs::RootRef::from_fd(root);
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             root.mkdir_all(cwd, &mode)

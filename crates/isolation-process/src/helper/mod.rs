@@ -15,6 +15,7 @@ mod rootfs;
 mod scaffold;
 mod seccomp;
 mod user;
+mod way;
 mod whole_dev;
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -313,6 +313,41 @@ case!(links_where_files_are_generated, |cell| {
     gone(cell, &image);
 });
 
+case!(links_to_nothing_lead_to_mounts, |cell| {
+    // What such a link leads to is made, and within the root.
+    let mut tar = Tar::new();
+    tar.symlink("ahead", "nowhere/yet")
+        .symlink("up", "../../../../../../../e2e-above/it")
+        .symlink("twice", "/ahead/more");
+    let image = load(cell, &[tar.done()]);
+    let host = tempfile::Builder::new()
+        .prefix(&cell.name("links").replace('/', "-"))
+        .tempdir()
+        .expect("a temporary directory");
+    let file = host.path().join("file");
+    std::fs::write(&file, "words").expect("is ours");
+    let (host, file) = (host.path().display(), file.display());
+    let run = |options: &str, script: &str| {
+        let output = cell.run(&format!("--rm {options} {image} sh -c '{script}'"));
+        output.ok().text()
+    };
+    assert_eq!(run("-w /ahead", "pwd -P"), "/nowhere/yet");
+    assert_eq!(
+        run(
+            "--tmpfs /twice",
+            "grep -c \" /nowhere/yet/more tmpfs\" /proc/mounts"
+        ),
+        "1"
+    );
+    assert_eq!(
+        run(&format!("-v {host}:/ahead/y"), "cat /nowhere/yet/y/file"),
+        "words"
+    );
+    assert_eq!(run(&format!("-v {file}:/up"), "cat /e2e-above/it"), "words");
+    assert!(!std::path::Path::new("/e2e-above").exists());
+    gone(cell, &image);
+});
+
 case!(many_files, |cell| {
     let mut tar = Tar::new();
     tar.directory("data", &Meta::mode(0o755));
