@@ -36,6 +36,22 @@ case!(everywhere environment_directory_user, |cell| {
         .says("no-such-user");
 });
 
+case!(everywhere a_directory_that_is_not_there, |cell| {
+    let id = sleeper(cell);
+    for (path, reason) in [
+        ("/nope", "no such file or directory"),
+        ("/etc/passwd", "not a directory"),
+    ] {
+        cell.cli(&format!("exec -w {path} {id} pwd"))
+            .exits(cell.now_or_then(127, 126))
+            .says("OCI runtime exec failed: exec failed: unable to start container process: chdir")
+            .says(&format!(
+                "chdir to cwd (\"{path}\") set in config.json failed: {reason}: unknown"
+            ));
+    }
+    assert_eq!(cell.state(&id), "running");
+});
+
 case!(everywhere stdin, |cell| {
     let id = sleeper(cell);
     let output = cell
