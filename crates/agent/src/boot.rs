@@ -58,6 +58,7 @@ pub fn prepare() -> Result<File, BootError> {
     control_groups()?;
     network::loopback_up().map_err(step("bring up the loopback interface"))?;
     limits();
+    kernel_parameters();
     let path = uevents
         .wait_for(port::find)
         .map_err(step("find the port to the host"))?;
@@ -171,4 +172,18 @@ fn limits() {
     // The payload's group has a limit below the machine's memory; should memory run out
     // all the same, it must not be the agent that goes.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// Parameters that containers find on a host whose engine is Docker, where the kernel sees one
+/// that routes nothing and scales the rest with a small machine. A container's own come later.
+fn kernel_parameters() {
+    for (name, value) in [
+        ("net/ipv4/ip_forward", "1"),
+        ("fs/inotify/max_user_watches", "524288"),
+        ("fs/inotify/max_user_instances", "1024"),
+        ("kernel/pid_max", "4194304"),
+    ] {
+        // A kernel that has not all of them is as good as before.
+        let _ = std::fs::write(format!("/proc/sys/{name}"), value);
+    }
 }

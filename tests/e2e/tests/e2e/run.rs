@@ -235,6 +235,24 @@ case!(everywhere a_tmpfs_has_the_mode_of_what_it_covers, |cell| {
     );
 });
 
+case!(everywhere kernel_parameters, |cell| {
+    let script = "cd /proc/sys; cat net/ipv4/ip_forward fs/inotify/max_user_watches \
+                  fs/inotify/max_user_instances kernel/pid_max";
+    for options in ["", "--network none"] {
+        let output = cell.run(&format!("--rm {options} {BUSYBOX} sh -c '{script}'"));
+        let lines = output.ok().lines();
+        assert_eq!(lines[0], "1", "as on a host of Docker's");
+        if cell.is_hyperv() {
+            assert_eq!(lines[1..], ["524288", "1024", "4194304"]);
+        }
+    }
+    let given = "--sysctl net.ipv4.ip_forward=0";
+    let output = cell.run(&format!(
+        "--rm {given} {BUSYBOX} cat /proc/sys/net/ipv4/ip_forward"
+    ));
+    assert_eq!(output.ok().text(), "0");
+});
+
 case!(everywhere init_reaps, |cell| {
     // The child of a child that ends becomes PID 1's; a PID 1 that reaps leaves no zombie.
     let script =
