@@ -51,13 +51,27 @@ impl Containers {
     pub async fn writable_size(&self, record: &Record) -> u64 {
         let writable = self.files(record).writable;
         let size: fn(&std::path::Path) -> u64 = match record.isolation {
-            IsolationKind::Process => crate::disk_usage::apparent_size,
+            IsolationKind::Process => written,
             IsolationKind::Hyperv => allocated,
         };
         tokio::task::spawn_blocking(move || size(&writable))
             .await
             .unwrap_or(0)
     }
+}
+
+/// Bytes that a container wrote: all of its writable layer but the link that each is given.
+fn written(writable: &std::path::Path) -> u64 {
+    let etc = writable.join("upper/etc");
+    // The container may have put a link there, and what that leads to is none of ours.
+    let given = match std::fs::symlink_metadata(&etc) {
+        Ok(found) if found.is_dir() => std::fs::read_link(etc.join("mtab")).ok(),
+        _ => None,
+    };
+    let given = given.filter(|target| target.as_os_str() == "/proc/mounts");
+    let given = given.map_or(0, |target| target.as_os_str().len());
+    crate::disk_usage::apparent_size(writable)
+        .saturating_sub(u64::try_from(given).unwrap_or(u64::MAX))
 }
 
 /// Bytes that files below a directory take on disk.
