@@ -210,9 +210,7 @@ async fn the_scratch_disk_keeps_what_was_synced_and_forgets_what_was_discarded()
 async fn many_cpus_fit_into_the_workers_limits() {
     let Some(place) = Place::new() else { return };
     let mut config = place.config(Vec::new());
-    // The rig has two CPUs, emulated ones: more would mostly wait for each other there.
-    let in_rig = std::env::var_os("BULKHEAD_RIG").is_some();
-    config.vcpus = if in_rig { 4 } else { 8 };
+    config.vcpus = 8;
     let mut guest = Guest::boot(&config).await;
     let count = format!("{}\n", config.vcpus);
     assert_eq!(guest.text("nproc").await, count);
