@@ -42,7 +42,7 @@ const SCAFFOLD_FILES: [&[u8]; 8] = [
     b"etc/hosts",
     b"etc/hostname",
     b"etc/resolv.conf",
-    b"etc/mtab",
+    MTAB.as_bytes(),
     b"sbin/docker-init",
     b"run/.containerenv",
 ];
@@ -57,9 +57,11 @@ const SCAFFOLD_DIRECTORIES: [&[u8]; 8] = [
     b"sys",
 ];
 
-/// A link that is made too, and where it leads.
-const MTAB: &[u8] = b"etc/mtab";
-const MTAB_TARGET: &[u8] = b"/proc/mounts";
+/// A link that every root is given, from the root, and where it leads. It is no part of the
+/// container either.
+pub const MTAB: &str = "etc/mtab";
+/// See [`MTAB`].
+pub const MTAB_TARGET: &str = "/proc/mounts";
 
 /// What is there for mounting only: in every root, and where this container had mounts.
 #[derive(Debug, Default)]
@@ -129,8 +131,10 @@ impl Scaffold {
                     || (SCAFFOLD_DIRECTORIES.contains(&path) && !matches!(path, b"etc" | b"sbin"));
                 Ok(below.only && (below.some || may_be_empty))
             }
-            FileType::Symlink if path == MTAB => Ok(rustix::fs::readlinkat(dir, name, Vec::new())
-                .is_ok_and(|target| target.as_bytes() == MTAB_TARGET)),
+            FileType::Symlink if path == MTAB.as_bytes() => {
+                Ok(rustix::fs::readlinkat(dir, name, Vec::new())
+                    .is_ok_and(|target| target.as_bytes() == MTAB_TARGET.as_bytes()))
+            }
             _ => Ok(false),
         }
     }

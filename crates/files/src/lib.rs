@@ -16,7 +16,7 @@ mod scene;
 mod stat;
 mod tree;
 
-pub use changes::{Change, ChangeKind};
+pub use changes::{Change, ChangeKind, MTAB, MTAB_TARGET};
 pub use protocol::{FilesError, FilesErrorKind, Reply, Request, Usage};
 pub use scene::{Scene, UserLookup, View, serve};
 pub use stat::PathStat;

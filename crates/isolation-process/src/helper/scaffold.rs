@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use bulkhead_files::{MTAB, MTAB_TARGET};
 use bulkhead_isolation::{InjectedFile, IsolationError, Result};
 use oci_spec::runtime::Mount;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -26,8 +27,11 @@ pub fn make(root: BorrowedFd<'_>, injected: &[InjectedFile]) -> Result<()> {
     // A root that takes none of these, or has them, is as good as it was.
     let _ = empty_file(root, OsStr::new(".dockerenv"), 0o755);
     let _ = rustix::fs::mkdirat(root, "etc", Mode::from_raw_mode(0o755));
-    if let Ok(etc) = find(root, Path::new("/etc")) {
-        let _ = rustix::fs::symlinkat("/proc/mounts", etc, "mtab");
+    let (Some(etc), Some(name)) = (Path::new(MTAB).parent(), Path::new(MTAB).file_name()) else {
+        return Ok(());
+    };
+    if let Ok(etc) = find(root, etc) {
+        let _ = rustix::fs::symlinkat(MTAB_TARGET, etc, name);
     }
     Ok(())
 }

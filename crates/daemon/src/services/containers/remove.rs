@@ -62,13 +62,14 @@ impl Containers {
 
 /// Bytes that a container wrote: all of its writable layer but the link that each is given.
 fn written(writable: &std::path::Path) -> u64 {
-    let etc = writable.join("upper/etc");
-    // The container may have put a link there, and what that leads to is none of ours.
-    let given = match std::fs::symlink_metadata(&etc) {
-        Ok(found) if found.is_dir() => std::fs::read_link(etc.join("mtab")).ok(),
+    let link = writable.join("upper").join(bulkhead_files::MTAB);
+    // The container may have put a link above it, and what that leads to is none of ours.
+    let above = link.parent().map(std::fs::symlink_metadata);
+    let given = match above {
+        Some(Ok(found)) if found.is_dir() => std::fs::read_link(&link).ok(),
         _ => None,
     };
-    let given = given.filter(|target| target.as_os_str() == "/proc/mounts");
+    let given = given.filter(|target| target.as_os_str() == bulkhead_files::MTAB_TARGET);
     let given = given.map_or(0, |target| target.as_os_str().len());
     crate::disk_usage::apparent_size(writable)
         .saturating_sub(u64::try_from(given).unwrap_or(u64::MAX))
