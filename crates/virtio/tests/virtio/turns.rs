@@ -153,17 +153,22 @@ fn many_ranges_and_flushes_take_turns() {
     }
 }
 
+/// As many page numbers as a chain may have: every other page, so that none are neighbours, of
+/// 256 pages of memory.
+fn scattered_pages() -> Vec<u8> {
+    let first = u32::try_from(DATA / PAGE).unwrap();
+    (0..65536)
+        .flat_map(|index| (first + 2 * (index % 128)).to_le_bytes())
+        .collect()
+}
+
 #[test]
 fn a_chain_of_many_pages_takes_turns_and_gives_each_up_once() {
     let (balloon, handle) = Balloon::new();
     let mut driver = Driver::new(Box::new(balloon));
     driver.start(0, 64);
-    // Every other page, so that none are neighbours; of 256 pages of memory.
-    let first = u32::try_from(DATA / PAGE).unwrap();
-    let numbers: Vec<u8> = (0..65536)
-        .flat_map(|index| (first + 2 * (index % 128)).to_le_bytes())
-        .collect();
     let at = DATA + 0x20_0000;
+    let numbers = scattered_pages();
     driver.put(at, &numbers);
     driver.put(DATA, &[7]);
     let length = u32::try_from(numbers.len()).unwrap();
@@ -333,11 +338,8 @@ fn a_busy_balloon_holds_up_nobody() {
     let (balloon, _handle) = Balloon::new();
     let mut driver = Driver::new(Box::new(balloon));
     driver.start(0, 128);
-    let first = u32::try_from(DATA / PAGE).unwrap();
-    let numbers: Vec<u8> = (0..65536)
-        .flat_map(|index| (first + 2 * (index % 128)).to_le_bytes())
-        .collect();
     let at = DATA + 0x20_0000;
+    let numbers = scattered_pages();
     driver.put(at, &numbers);
     let length = u32::try_from(numbers.len()).unwrap();
     for head in 0..128 {
