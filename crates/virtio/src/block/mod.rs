@@ -2,9 +2,9 @@
 //!
 //! A disk is either layer blobs end to end, read-only, or one sparse file that is written,
 //! in which what the guest discards becomes a hole. Bytes go between the files and the
-//! guest's memory by one system call a request
-//! unless it is a long one, through the host's page cache, so that
-//! machines of one image share it. The host's files are opened by whoever makes the device.
+//! guest's memory by one system call a request unless it is a long one, through the host's
+//! page cache, so that machines of one image share it. The host's files are opened by whoever
+//! makes the device.
 
 mod backing;
 mod device;
