@@ -86,6 +86,7 @@ impl From<IsolationError> for ApiError {
         let status = match error.kind {
             ErrorKind::CommandNotFound
             | ErrorKind::CommandNotExecutable
+            | ErrorKind::WorkingDirectory
             | ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
             ErrorKind::NotFound => StatusCode::NOT_FOUND,
             ErrorKind::AlreadyExists | ErrorKind::FailedPrecondition => StatusCode::CONFLICT,

@@ -13,9 +13,7 @@ use bulkhead_machine::{
     Accelerator, BootError, Console, EngineKind, ExitReason, Machine, MachineConfig, MachineExit,
     MachineFiles,
 };
-
-/// Where the guests are linked to.
-const BASE: u32 = 16 << 20;
+use bulkhead_tiny_guest::{InsaneRequest, breaks_a_queue, kernel};
 
 /// One at a time, since threads of this process are counted; `None`, and a word about it,
 /// where such guests cannot run.
@@ -26,45 +24,6 @@ async fn alone() -> Option<tokio::sync::MutexGuard<'static, ()>> {
     }
     eprintln!("not run: BULKHEAD_TEST_VM_ENGINE is not 'kvm', so KVM is not expected here");
     None
-}
-
-/// An ELF kernel of these instructions, 32-bit, with a PVH entry at the first.
-fn kernel(code: &[u8]) -> Vec<u8> {
-    const HEADERS: u64 = 64 + 2 * 56;
-    const NOTE: u64 = 12 + 4 + 4;
-    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
-    image.resize(16, 0);
-    let half = |image: &mut Vec<u8>, value: u16| image.extend(value.to_le_bytes());
-    let word = |image: &mut Vec<u8>, value: u32| image.extend(value.to_le_bytes());
-    let long = |image: &mut Vec<u8>, value: u64| image.extend(value.to_le_bytes());
-    half(&mut image, 2);
-    half(&mut image, 62);
-    word(&mut image, 1);
-    long(&mut image, u64::from(BASE));
-    long(&mut image, 64);
-    long(&mut image, 0);
-    word(&mut image, 0);
-    for value in [64, 56, 2, 0, 0, 0] {
-        half(&mut image, value);
-    }
-    let length = u64::try_from(code.len()).unwrap();
-    for (kind, offset, size) in [(4, HEADERS, NOTE), (1, HEADERS + NOTE, length)] {
-        word(&mut image, kind);
-        word(&mut image, 7);
-        long(&mut image, offset);
-        long(&mut image, u64::from(BASE));
-        long(&mut image, u64::from(BASE));
-        long(&mut image, size);
-        long(&mut image, size);
-        long(&mut image, 4);
-    }
-    for value in [4, 4, 18] {
-        word(&mut image, value);
-    }
-    image.extend(b"Xen\0");
-    word(&mut image, BASE);
-    image.extend(code);
-    image
 }
 
 struct Place(tempfile::TempDir);
@@ -202,60 +161,16 @@ async fn a_guest_may_touch_everything() {
     assert_eq!(exit.reason, ExitReason::PoweredOff, "{exit:?}");
 }
 
-/// Instructions that write words to addresses, one after the other.
-fn writes(words: &[(u32, u32)]) -> Vec<u8> {
-    // mov dword [address], value
-    let write = |(address, value): &(u32, u32)| {
-        let (address, value) = (address.to_le_bytes(), value.to_le_bytes());
-        [&[0xc7, 0x05], &address[..], &value[..]].concat()
-    };
-    words.iter().flat_map(write).collect()
-}
-
-/// A driver that asks the entropy device for bytes, with this descriptor and as many entries
-/// in the ring: what a sane device makes of insane requests is the end of this one machine.
+/// What a sane device makes of insane requests is the end of this one machine.
 #[tokio::test]
 async fn a_guest_that_breaks_a_queue_ends_its_machine_which_says_so() {
-    const DEVICE: u32 = 0xd000_1000;
-    const DESCRIPTORS: u32 = 0x180_0000;
-    const AVAILABLE: u32 = 0x180_1000;
-    const USED: u32 = 0x180_2000;
-    /// Flags of a descriptor.
-    const NEXT: u32 = 1;
-    const WRITE: u32 = 2;
     let Some(_alone) = alone().await else { return };
-    let started = [
-        (0x70, 0),
-        (0x70, 1),
-        (0x70, 3),
-        (0x24, 1),
-        (0x20, 1), // VIRTIO_F_VERSION_1
-        (0x70, 0xb),
-        (0x30, 0),
-        (0x38, 8),
-        (0x80, DESCRIPTORS),
-        (0x90, AVAILABLE),
-        (0xa0, USED),
-        (0x44, 1),
-        (0x70, 0xf),
-    ];
-    let outside = [0xffff_f000, 0xffff_ffff, 4096, WRITE];
-    let circle = [DESCRIPTORS, 0, 4096, WRITE | NEXT];
-    let sound = [DESCRIPTORS, 0, 4096, WRITE];
-    for (descriptor, available) in [(outside, 1), (circle, 1), (sound, 100)] {
-        let mut words: Vec<_> = started
-            .iter()
-            .map(|(register, value)| (DEVICE + register, *value))
-            .collect();
-        for (place, word) in (DESCRIPTORS..).step_by(4).zip(descriptor) {
-            words.push((place, word));
-        }
-        // Flags and index; the first entry is zero as all memory is.
-        words.push((AVAILABLE, available << 16));
-        words.push((DEVICE + 0x50, 0));
-        let mut code = writes(&words);
-        code.extend([0xeb, 0xfe]); // jmp itself
-        let exit = end(&code).await;
+    for request in [
+        InsaneRequest::Outside,
+        InsaneRequest::Circle,
+        InsaneRequest::TooMany,
+    ] {
+        let exit = end(&breaks_a_queue(request)).await;
         assert_eq!(exit.reason, ExitReason::EngineFailed, "{exit:?}");
         let words = "broke the protocol of its entropy device";
         assert!(exit.detail.contains(words), "{exit:?}");

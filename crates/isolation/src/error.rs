@@ -14,6 +14,8 @@ pub enum ErrorKind {
     CommandNotFound,
     /// The payload's executable exists and may not be executed (exit code 126).
     CommandNotExecutable,
+    /// The directory that a process is to start in is none that it can enter.
+    WorkingDirectory,
     /// The request cannot be honoured as it stands.
     InvalidArgument,
     /// The named container or process does not exist (any more).

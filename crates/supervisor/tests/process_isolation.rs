@@ -261,7 +261,7 @@ async fn exec() {
     let mut elsewhere = process(&["true"], false, None);
     elsewhere.set_cwd("/nowhere".into());
     let error = shim.exec("x", &elsewhere, false).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::CommandNotFound);
+    assert_eq!(error.kind, ErrorKind::WorkingDirectory);
 
     // With stdin, with a terminal, killed.
     shim.exec("cat", &process(&["cat"], false, Some("ann")), true)

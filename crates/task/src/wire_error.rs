@@ -13,6 +13,7 @@ pub fn to_ttrpc(error: &IsolationError) -> ttrpc::Error {
     let code = match error.kind {
         ErrorKind::CommandNotFound
         | ErrorKind::CommandNotExecutable
+        | ErrorKind::WorkingDirectory
         | ErrorKind::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
         ErrorKind::NotFound => ttrpc::Code::NOT_FOUND,
         ErrorKind::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,

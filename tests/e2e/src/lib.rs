@@ -37,6 +37,12 @@ pub fn in_rig() -> bool {
     std::env::var_os("BULKHEAD_RIG").is_some()
 }
 
+/// Whether the VMs of this run are the kvm engine's, as its caller wants it.
+#[must_use]
+pub fn on_kvm() -> bool {
+    std::env::var("BULKHEAD_E2E_VM_ENGINE").is_ok_and(|engine| engine == "kvm")
+}
+
 /// Makes tests of a case: `case!(name, |cell| …)` for both isolations and both clients.
 ///
 /// What our own client does with a VM's container it does with a process's: of the four

@@ -15,7 +15,9 @@ use rustix::io::Errno;
 
 use super::payload::Payload;
 use super::remap::Remap;
-use super::{INIT_PATH, devices, limits, rootfs, scaffold, user, way, whole_dev, with_causes};
+use super::{
+    INIT_PATH, devices, limits, mounts, rootfs, scaffold, user, way, whole_dev, with_causes,
+};
 use crate::layout::Layout;
 use crate::wire::{CreateOrder, RootfsOrder};
 use bulkhead_cgroup::{self as cgroup, Cgroup, lock_parents};
@@ -65,7 +67,8 @@ fn create(
     make_directory(&layout.state())?;
 
     let failed = |error: libcontainer::error::LibcontainerError| {
-        IsolationError::new(ErrorKind::Other, with_causes(&error))
+        let message = mounts::in_plain_words(&with_causes(&error));
+        IsolationError::new(ErrorKind::Other, message)
     };
     let mut builder = ContainerBuilder::new(order.id.clone(), SyscallType::default())
         .with_root_path(layout.state())
@@ -197,22 +200,17 @@ fn adapt(
     if let Some(executable) = init {
         mounts.push(bind(executable, Path::new(INIT_PATH), "ro")?);
     }
+    mounts::check(directory.as_fd(), &mounts)?;
     make_ways(directory.as_fd(), &mounts)?;
     spec.set_mounts(Some(mounts));
     super::cgroup_mounts::make_read_only(spec)
 }
 
 /// Makes what links of the image at the destinations of mounts lead to.
-fn make_ways(root: BorrowedFd<'_>, mounts: &[Mount]) -> Result<()> {
-    for mount in mounts {
-        let file = match (mount.typ().as_deref(), mount.source()) {
-            (Some("tmpfs"), _) => false,
-            // A source that is not in sight is missed later.
-            (Some("bind"), Some(source)) => match fs::metadata(source) {
-                Ok(found) => !found.is_dir(),
-                Err(_) => continue,
-            },
-            _ => continue,
+fn make_ways(root: BorrowedFd<'_>, all: &[Mount]) -> Result<()> {
+    for mount in all {
+        let Some(file) = mounts::shows_file(mount) else {
+            continue;
         };
         let destination = mount.destination();
         way::make(root, destination, file).map_err(|error| {

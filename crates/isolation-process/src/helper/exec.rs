@@ -92,20 +92,14 @@ fn set_root(spec: &mut Spec, path: &Path) -> Result<()> {
 fn check_working_directory(root: BorrowedFd<'_>, cwd: &PathBuf) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let (kind, reason) = match rustix::fs::openat2(root, cwd, flags, Mode::empty(), resolve) {
+    let reason = match rustix::fs::openat2(root, cwd, flags, Mode::empty(), resolve) {
         Ok(_) => return Ok(()),
-        Err(Errno::NOENT) => (
-            ErrorKind::CommandNotFound,
-            "no such file or directory".to_owned(),
-        ),
-        Err(Errno::NOTDIR) => (
-            ErrorKind::CommandNotExecutable,
-            "not a directory".to_owned(),
-        ),
-        Err(error) => (ErrorKind::CommandNotExecutable, error.to_string()),
+        Err(Errno::NOENT) => "no such file or directory".to_owned(),
+        Err(Errno::NOTDIR) => "not a directory".to_owned(),
+        Err(error) => error.to_string(),
     };
     Err(IsolationError::new(
-        kind,
+        ErrorKind::WorkingDirectory,
         format!(
             "chdir to cwd (\"{}\") set in config.json failed: {reason}",
             cwd.display()

@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod limits;
 mod lookup;
+mod mounts;
 mod payload;
 mod remap;
 mod rootfs;

@@ -754,3 +754,33 @@ case!(process what_makes_no_sense_is_refused, |cell| {
     assert_eq!(answer.json()["VolumesDeleted"], json!([]));
     assert!(!volumes(cell, "").iter().any(|name| name == "some" || name == "vv"));
 });
+
+case!(mounts_that_cannot_be, |cell| {
+    let host = host_dir(cell, "host");
+    let host = host.path().display();
+    let file = format!("{host}/file");
+    std::fs::write(&file, "x").expect("a file");
+    let kinds = "Are you trying to mount a directory onto a file (or vice-versa)?";
+    let of_proc = "cannot be mounted because it is not of type proc";
+    for (mount, words) in [
+        (format!("-v {host}:/etc/passwd"), kinds),
+        (format!("-v {file}:/etc"), kinds),
+        (format!("-v {host}:/proc"), of_proc),
+        (format!("-v {file}:/proc/sysrq-trigger"), "is inside /proc"),
+    ] {
+        let id = cell.create(&format!("{mount} {BUSYBOX} true"));
+        let said = cell.cli(&format!("start {id}")).exits(1).says(words).err();
+        assert!(!said.contains("Mount {"), "{said}");
+        let state = cell.inspect(&id)["State"].clone();
+        assert_eq!(state["Status"], "created", "{state}");
+        assert_ne!(state["ExitCode"], 0, "{state}");
+        cell.cli(&format!("rm {id}")).ok();
+        cell.nothing_left_of(&id);
+    }
+    // What differs in kind from what the image has there is still fine where another covers it.
+    cell.run(&format!(
+        "--rm -v {host}:/etc -v {file}:/etc/file {BUSYBOX} cat /etc/file"
+    ))
+    .ok()
+    .says("x");
+});

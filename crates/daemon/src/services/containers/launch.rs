@@ -322,19 +322,14 @@ fn start_failure(record: &Record, error: IsolationError) -> LaunchFailure {
 /// Exit code, HTTP status and words for a process that did not start.
 pub(super) fn command_failure(command: &str, error: &IsolationError) -> (u32, StatusCode, String) {
     match error.kind {
-        // Its directory and not the command.
-        ErrorKind::CommandNotFound | ErrorKind::CommandNotExecutable
-            if error.message.starts_with("chdir to cwd") =>
-        {
-            (
-                code_of(&error.message),
-                StatusCode::BAD_REQUEST,
-                format!(
-                    "unable to start container process: {}: unknown",
-                    error.message
-                ),
-            )
-        }
+        ErrorKind::WorkingDirectory => (
+            code_of(&error.message),
+            StatusCode::BAD_REQUEST,
+            format!(
+                "unable to start container process: {}: unknown",
+                error.message
+            ),
+        ),
         ErrorKind::CommandNotFound => {
             let why = if command.contains('/') {
                 format!("stat {command}: no such file or directory")
