@@ -76,7 +76,8 @@ test-rig:
 	    "exec::exit_codes::hyperv::docker exec::exit_codes::process::docker \
 	    promise::the_host_sees_what_it_should::hyperv::docker \
 	    promise::the_host_sees_what_it_should::process::docker \
-	    failure::a_guest_that_is_damaged failure::the_worker_is_killed::hyperv \
+	    failure::a_guest_that failure::the_guests_kernel failure::a_cpu_of \
+	    failure::the_worker_is_killed::hyperv \
 	    failure::kvm_is_not_permitted limits::running_out_of_memory_is_137"
 
 # Unit tests of the VM crates boot real machines: the guest image comes first.

@@ -762,12 +762,15 @@ case!(mounts_that_cannot_be, |cell| {
     std::fs::write(&file, "x").expect("a file");
     let kinds = "Are you trying to mount a directory onto a file (or vice-versa)?";
     let of_proc = "cannot be mounted because it is not of type proc";
-    for (mount, words) in [
+    let wrong = [
         (format!("-v {host}:/etc/passwd"), kinds),
-        (format!("-v {file}:/etc"), kinds),
         (format!("-v {host}:/proc"), of_proc),
+        (format!("-v {file}:/etc"), kinds),
         (format!("-v {file}:/proc/sysrq-trigger"), "is inside /proc"),
-    ] {
+    ];
+    // Each takes a VM, and whoever looks is the same at both isolations.
+    let tried = if cell.is_hyperv() { 2 } else { wrong.len() };
+    for (mount, words) in &wrong[..tried] {
         let id = cell.create(&format!("{mount} {BUSYBOX} true"));
         let said = cell.cli(&format!("start {id}")).exits(1).says(words).err();
         assert!(!said.contains("Mount {"), "{said}");
