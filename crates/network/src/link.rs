@@ -438,13 +438,14 @@ pub struct WayOut {
     pub gateways: Vec<IpAddr>,
 }
 
-/// Makes this the way out of the namespace at `netns`, in place of what was there before.
+/// Makes these the ways out of the namespace at `netns`, in place of what was there before;
+/// two are of different families.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn set_way_out(netns: &Path, way: Option<WayOut>) -> Result<(), LinkError> {
-    let name = way
-        .as_ref()
+pub fn set_ways_out(netns: &Path, ways: Vec<WayOut>) -> Result<(), LinkError> {
+    let name = ways
+        .first()
         .map_or_else(|| "lo".to_owned(), |way| way.interface.clone());
     within(netns, move || {
         let mut netlink = Netlink::open()?;
@@ -454,36 +455,40 @@ pub fn set_way_out(netns: &Path, way: Option<WayOut>) -> Result<(), LinkError> {
                 .is_ok()
             {}
         }
-        let Some(way) = way else {
-            return Ok(());
-        };
-        let index = index_of(&mut netlink, &way.interface)?;
-        if way.addresses.iter().any(|own| own.address.is_ipv6()) {
-            let _ = write_sysctl("ipv6", &way.interface, "disable_ipv6", "0");
-        }
-        for address in way.addresses {
-            add_address(&mut netlink, index, address)?;
-        }
-        for gateway in way.gateways {
-            let (family, address) = match gateway {
-                IpAddr::V4(address) => (AddressFamily::Inet, RouteAddress::Inet(address)),
-                IpAddr::V6(address) => (AddressFamily::Inet6, RouteAddress::Inet6(address)),
-            };
-            let mut message = default_route(family);
-            message.header.protocol = RouteProtocol::Boot;
-            message.header.scope = RouteScope::Universe;
-            message.header.kind = RouteType::Unicast;
-            message
-                .attributes
-                .extend([RouteAttribute::Gateway(address), RouteAttribute::Oif(index)]);
-            netlink.change(
-                RouteNetlinkMessage::NewRoute(message),
-                NLM_F_CREATE | NLM_F_REPLACE,
-            )?;
+        for way in ways {
+            add_way_out(&mut netlink, way)?;
         }
         Ok(())
     })
     .map_err(failed("set the default route by", &name))
+}
+
+fn add_way_out(netlink: &mut Netlink, way: WayOut) -> io::Result<()> {
+    let index = index_of(netlink, &way.interface)?;
+    if way.addresses.iter().any(|own| own.address.is_ipv6()) {
+        let _ = write_sysctl("ipv6", &way.interface, "disable_ipv6", "0");
+    }
+    for address in way.addresses {
+        add_address(netlink, index, address)?;
+    }
+    for gateway in way.gateways {
+        let (family, address) = match gateway {
+            IpAddr::V4(address) => (AddressFamily::Inet, RouteAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, RouteAddress::Inet6(address)),
+        };
+        let mut message = default_route(family);
+        message.header.protocol = RouteProtocol::Boot;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message
+            .attributes
+            .extend([RouteAttribute::Gateway(address), RouteAttribute::Oif(index)]);
+        netlink.change(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )?;
+    }
+    Ok(())
 }
 
 fn default_route(family: AddressFamily) -> RouteMessage {

@@ -100,10 +100,15 @@ fn a_container_reaches_the_bridge() {
             addresses: addresses.to_vec(),
             gateways: vec![own[0].address, own[1].address],
         };
-        link::set_way_out(&netns, Some(way.clone())).unwrap();
-        // Another time is no error, nor is another way.
-        link::set_way_out(&netns, None).unwrap();
-        link::set_way_out(&netns, Some(way)).unwrap();
+        link::set_ways_out(&netns, vec![way.clone()]).unwrap();
+        // Another time is no error, nor is another way, or one for each family.
+        link::set_ways_out(&netns, Vec::new()).unwrap();
+        let of_family = |gateway: IpAddr| WayOut {
+            gateways: vec![gateway],
+            ..way.clone()
+        };
+        let each = own.map(|own| of_family(own.address));
+        link::set_ways_out(&netns, each.to_vec()).unwrap();
         for to in ["10.77.0.1:0", "[fd00:77::1]:0"] {
             let listener = std::net::TcpListener::bind(to).unwrap();
             let to = listener.local_addr().unwrap();

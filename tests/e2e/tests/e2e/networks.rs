@@ -451,6 +451,27 @@ fn ipv6_network(cell: &Cell) -> String {
     format!("fdb5:{:x}:{:x}:", (number >> 16) & 0xffff, number & 0xffff)
 }
 
+case!(each_family_has_its_way_out, |cell| {
+    let (first, second) = (cell.name("first"), cell.name("second"));
+    let prefix = ipv6_network(cell);
+    cell.cli(&format!("network create {first}")).ok();
+    cell.cli(&format!(
+        "network create --ipv6 --subnet {prefix}:/64 {second}"
+    ))
+    .ok();
+    let id = cell.detached(&format!("--network {first} {BUSYBOX} sleep 600"));
+    cell.cli(&format!("network connect {second} {id}")).ok();
+    inside(cell, &id, "ip -6 route", &format!("default via {prefix}:1"));
+    inside(cell, &id, "ip route", "default via ");
+    // The other one stays when its network is left.
+    cell.cli(&format!("network disconnect {second} {id}")).ok();
+    inside(cell, &id, "ip route", "default via ");
+    let left = cell.cli(&format!("exec {id} ip -6 route")).ok().text();
+    assert!(!left.contains("default"), "{left}");
+    cell.cli(&format!("rm -f {id}")).ok();
+    cell.cli(&format!("network rm {first} {second}")).ok();
+});
+
 case!(a_network_with_ipv6, |cell| {
     let (net, name, page) = (cell.name("net"), cell.name("web"), cell.name("page"));
     let prefix = ipv6_network(cell);

@@ -247,6 +247,9 @@ pub struct Sandbox {
     pub ports: Vec<PublishedPort>,
     /// The network that is the way out.
     pub gateway_network: Option<String>,
+    /// The one that is the way out for IPv6.
+    #[serde(default)]
+    pub gateway6_network: Option<String>,
     /// Whether names of other containers are resolved in it.
     #[serde(default)]
     pub resolver: bool,

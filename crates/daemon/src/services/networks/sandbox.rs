@@ -251,6 +251,7 @@ impl State {
             endpoints: Vec::new(),
             ports: Vec::new(),
             gateway_network: None,
+            gateway6_network: None,
             resolver: false,
         };
         for attachment in &mut attachments {
@@ -563,7 +564,8 @@ impl State {
         }
     }
 
-    /// Chooses the way out of the namespace, and sets it if it is another one than before.
+    /// Chooses the way out of the namespace, for each family its own, and sets it if it is
+    /// another one than before.
     fn route(
         &self,
         member: &Member,
@@ -583,27 +585,30 @@ impl State {
         // What is open keeps its way while nobody asks for a better one.
         let current =
             |endpoint: &Endpoint| Some(&endpoint.network_id) == sandbox.gateway_network.as_ref();
-        let best = sandbox
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.gateway.is_some() || endpoint.gateway6.is_some())
-            .max_by_key(|endpoint| (priority(endpoint), current(endpoint), name(endpoint)));
-        let network = best.map(|endpoint| endpoint.network_id.clone());
-        if network == sandbox.gateway_network {
+        let best = |leads_out: fn(&Endpoint) -> bool| {
+            let able = sandbox.endpoints.iter().filter(|one| leads_out(one));
+            able.max_by_key(|one| (priority(one), current(one), name(one)))
+        };
+        let main = best(|one| one.gateway.is_some() || one.gateway6.is_some());
+        let gateway = main.and_then(|one| Some((one, IpAddr::V4(one.gateway?))));
+        // One that has IPv4 alone is in nobody's way.
+        let main6 = main.filter(|one| one.gateway6.is_some());
+        let main6 = main6.or_else(|| best(|one| one.gateway6.is_some()));
+        let gateway6 = main6.and_then(|one| Some((one, IpAddr::V6(one.gateway6?))));
+        let id = |endpoint: Option<&Endpoint>| endpoint.map(|one| one.network_id.clone());
+        let networks = (id(main), id(main6));
+        if networks.0 == sandbox.gateway_network && networks.1 == sandbox.gateway6_network {
             return Ok(());
         }
-        let way = best.map(|endpoint| WayOut {
+        let ways = gateway.into_iter().chain(gateway6);
+        let ways = ways.map(|(endpoint, gateway)| WayOut {
             interface: endpoint.interface.clone(),
             addresses: addresses_of(endpoint).collect(),
-            gateways: endpoint
-                .gateway
-                .map(IpAddr::V4)
-                .into_iter()
-                .chain(endpoint.gateway6.map(IpAddr::V6))
-                .collect(),
+            gateways: vec![gateway],
         });
-        sandbox.gateway_network = network;
-        link::set_way_out(&member.netns, way).map_err(link_error)
+        link::set_ways_out(&member.netns, ways.collect()).map_err(link_error)?;
+        (sandbox.gateway_network, sandbox.gateway6_network) = networks;
+        Ok(())
     }
 
     /// Publishes a container's ports on its way out, in place of those it had.
