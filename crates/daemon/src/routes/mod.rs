@@ -42,6 +42,7 @@ pub fn router(state: AppState) -> Router {
         .merge(container_views::router())
         .fallback(no_page)
         .method_not_allowed_fallback(no_page)
+        .layer(axum::middleware::from_fn(query::read_form))
         .layer(axum::middleware::from_fn(to_its_end))
         .layer(axum::middleware::from_fn(heads))
         .layer(axum::middleware::map_response(docker_headers))

@@ -2,14 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use axum::extract::FromRequestParts;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
+use axum::http::{Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::error::{ApiError, ApiResult};
 
-/// A decoded query string. Of a key given twice the first value counts, unless
+/// A decoded query string, and in front of it what a form in the body says. Of a key given twice the first value counts, unless
 /// [`Params::all`] is asked.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
@@ -23,8 +28,72 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
         let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state)
             .await
             .map_err(|error| ApiError::bad_request(format!("invalid query: {error}")))?;
-        Ok(Self { pairs: query.0 })
+        let form = parts.extensions.get::<Form>();
+        let mut pairs = form.map(|form| form.0.clone()).unwrap_or_default();
+        pairs.extend(query.0);
+        Ok(Self { pairs })
     }
+}
+
+/// The pairs of a request's form.
+#[derive(Debug, Clone)]
+struct Form(Vec<(String, String)>);
+
+/// Most bytes of a form. What is declared as one and is longer is an archive that curl was
+/// not told the type of.
+const MAX_FORM: usize = 1 << 20;
+
+/// Reads a form in the body, as `curl -d` sends it: its pairs count like the query's and
+/// before them. The body stays where it is for who reads it in another way.
+pub async fn read_form(request: Request, next: Next) -> Response {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !matches!(*request.method(), Method::POST | Method::PUT)
+        || !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+    {
+        return next.run(request).await;
+    }
+    let (mut parts, body) = request.into_parts();
+    let mut rest = body.into_data_stream();
+    let mut read = Vec::new();
+    while read.len() <= MAX_FORM {
+        match rest.next().await {
+            Some(Ok(bytes)) => read.extend_from_slice(&bytes),
+            Some(Err(error)) => {
+                return ApiError::bad_request(format!("cannot read the request body: {error}"))
+                    .into_response();
+            }
+            None => break,
+        }
+    }
+    if read.len() <= MAX_FORM {
+        parts.extensions.insert(Form(pairs(&read)));
+    }
+    let read = futures::stream::once(async move { Ok(Bytes::from(read)) });
+    let request = Request::from_parts(parts, Body::from_stream(read.chain(rest)));
+    next.run(request).await
+}
+
+/// `name=value&…`, percent-encoded and with `+` for blanks.
+fn pairs(form: &[u8]) -> Vec<(String, String)> {
+    let decode = |text: &[u8]| {
+        let blanks: Vec<u8> = text
+            .iter()
+            .map(|byte| if *byte == b'+' { b' ' } else { *byte })
+            .collect();
+        let decoded = percent_encoding::percent_decode(&blanks);
+        decoded.decode_utf8_lossy().into_owned()
+    };
+    form.trim_ascii()
+        .split(|byte| *byte == b'&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let end = pair.iter().position(|byte| *byte == b'=');
+            let (name, value) = pair.split_at(end.unwrap_or(pair.len()));
+            (decode(name), decode(value.get(1..).unwrap_or_default()))
+        })
+        .collect()
 }
 
 impl Params {
@@ -109,10 +178,8 @@ pub fn filters(text: Option<&str>) -> ApiResult<HashMap<String, Vec<String>>> {
         .filter_map(|(key, values)| Some((key, values?)))
         .map(|(key, values)| {
             let values = match values {
-                Values::Set(set) => set
-                    .into_iter()
-                    .filter_map(|(value, on)| on.then_some(value))
-                    .collect(),
+                // As with dockerd the keys are the set, whatever they are set to.
+                Values::Set(set) => set.into_keys().collect(),
                 Values::List(list) => list,
             };
             (key, values)
@@ -225,7 +292,7 @@ mod tests {
     #[test]
     fn both_shapes_of_filters() {
         let new = filters(Some(r#"{"status":{"exited":true,"dead":false}}"#)).unwrap();
-        assert_eq!(new["status"], ["exited"]);
+        assert_eq!(new["status"], ["dead", "exited"]);
         for nothing in ["null", r#"{"status":null}"#] {
             assert!(filters(Some(nothing)).unwrap().is_empty());
         }
@@ -233,6 +300,38 @@ mod tests {
         assert_eq!(old["status"], ["exited"]);
         assert!(filters(Some("[")).is_err());
         assert!(check_filters(&new, &["name"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn forms_come_before_the_query() {
+        use tower::ServiceExt;
+        async fn answer(params: Params, body: Bytes) -> String {
+            let signals: Vec<_> = params.all("signal").collect();
+            let all = (signals.join(","), params.get("t").unwrap_or_default());
+            format!("{} {} {}", all.0, all.1, body.len())
+        }
+        let router = || {
+            axum::Router::new()
+                .route("/x", axum::routing::post(answer))
+                .layer(axum::middleware::from_fn(read_form))
+        };
+        let long = "x".repeat(MAX_FORM + 1);
+        let form = "application/x-www-form-urlencoded; charset=utf-8";
+        for (kind, body, says) in [
+            (form, "signal=SIG%41+B&t=1", "SIGA B,HUP 1 19"),
+            ("application/x-tar", "signal=A", "HUP  8"),
+            (form, long.as_str(), "HUP  1048577"),
+            (form, "", "HUP  0"),
+        ] {
+            let request = Request::post("/x?signal=HUP")
+                .header(header::CONTENT_TYPE, kind)
+                .body(Body::from(body.to_owned()))
+                .unwrap();
+            let response = router().oneshot(request).await.unwrap();
+            let said = axum::body::to_bytes(response.into_body(), 1000).await;
+            assert_eq!(said.unwrap(), says);
+        }
+        assert_eq!(pairs(b"a&&b=c=d\n").len(), 2);
     }
 
     #[test]
