@@ -19,6 +19,7 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
     if changes.iter().map(String::len).sum::<usize>() > MAX_BYTES {
         return Err(ImageError::Change("changes are too long".to_owned()));
     }
+    let mut command_set = false;
     for line in lines(&changes.join("\n")) {
         let (word, rest) = match line.split_once(char::is_whitespace) {
             Some((word, rest)) => (word, rest.trim()),
@@ -26,8 +27,17 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
         };
         let instruction = word.to_ascii_uppercase();
         let result = match instruction.as_str() {
-            "CMD" => command(rest).map(|command| config.cmd = Some(command)),
-            "ENTRYPOINT" => command(rest).map(|command| config.entrypoint = Some(command)),
+            "CMD" => command(rest).map(|command| {
+                config.cmd = Some(command);
+                command_set = true;
+            }),
+            "ENTRYPOINT" => command(rest).map(|command| {
+                config.entrypoint = Some(command);
+                // What was the command is hardly an argument of another program.
+                if !command_set {
+                    config.cmd = None;
+                }
+            }),
             "ENV" => env(config, rest),
             "LABEL" => label(config, rest),
             "EXPOSE" => expose(config, rest),
@@ -484,6 +494,23 @@ mod tests {
         let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
         apply(&mut config, &changes).unwrap();
         config
+    }
+
+    #[test]
+    fn an_entrypoint_takes_the_inherited_command_away() {
+        let after = |changes: &[&str]| {
+            let mut config = ContainerConfig {
+                cmd: Some(vec!["old".to_owned()]),
+                ..ContainerConfig::default()
+            };
+            let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+            apply(&mut config, &changes).unwrap();
+            config.cmd
+        };
+        let new = Some(vec!["new".to_owned()]);
+        assert_eq!(after(&[r#"ENTRYPOINT ["/e"]"#]), None);
+        assert_eq!(after(&[r#"ENTRYPOINT ["/e"]"#, r#"CMD ["new"]"#]), new);
+        assert_eq!(after(&[r#"CMD ["new"]"#, r#"ENTRYPOINT ["/e"]"#]), new);
     }
 
     fn refused(change: &str) -> String {
