@@ -255,10 +255,11 @@ pub trait Process: Send + Sync {
     /// [`ErrorKind::NotFound`] when it has exited.
     async fn kill(&self, signal: i32) -> Result<()>;
 
-    /// Sets the size of the terminal.
+    /// Sets the size of the terminal. Without one nothing happens, as with other shims:
+    /// clients do not ask first.
     ///
     /// # Errors
-    /// [`ErrorKind::FailedPrecondition`] when it has none.
+    /// What the terminal says.
     async fn resize(&self, size: TerminalSize) -> Result<()>;
 
     /// Waits for the exit. Any number of callers, before or after it; all get the same
