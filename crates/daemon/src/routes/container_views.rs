@@ -7,11 +7,12 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::{Json, Response};
 use axum::routing::get;
+use bulkhead_image::{ImageId, ImageSummary};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::query::{Params, check_filters};
-use super::shapes;
+use super::{network_shapes, shapes};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
 use crate::services::containers::{Handle, Status, View, top};
@@ -132,7 +133,7 @@ async fn list(
         || limit.is_some()
         || ["status", "exited", "before", "since"]
             .iter()
-            .any(|key| filters.contains_key(*key));
+            .any(|key| filters.get(*key).is_some_and(|values| !values.is_empty()));
     let chosen = Chosen::new(&state, &filters).await?;
     let mut views: Vec<Arc<View>> = state
         .containers
@@ -171,9 +172,10 @@ struct Chosen<'a> {
     before: Option<Timestamp>,
     since: Option<Timestamp>,
     exited: Vec<u32>,
-    ancestors: Vec<String>,
-    expose: Option<HashSet<(u16, String)>>,
-    publish: Option<HashSet<(u16, String)>>,
+    /// The images of `ancestor` and those that were made of them.
+    ancestors: HashSet<String>,
+    expose: HashSet<(u16, String)>,
+    publish: HashSet<(u16, String)>,
 }
 
 impl<'a> Chosen<'a> {
@@ -229,13 +231,17 @@ impl<'a> Chosen<'a> {
                     .map_err(|_| ApiError::bad_request(format!("invalid filter 'exited={code}'")))
             })
             .collect::<ApiResult<_>>()?;
-        let mut ancestors = Vec::new();
+        let mut roots = Vec::new();
         for ancestor in values("ancestor") {
             // An image that doesn't exist is nobody's ancestor.
             if let Ok(id) = state.images.resolve(ancestor).await {
-                ancestors.push(id.to_string());
+                roots.push(id);
             }
         }
+        let ancestors = match roots.is_empty() {
+            true => HashSet::new(),
+            false => with_descendants(roots, &state.images.list().await?),
+        };
         Ok(Self {
             filters,
             before,
@@ -247,11 +253,27 @@ impl<'a> Chosen<'a> {
         })
     }
 
-    /// Whether any of a key's values is `wanted`; without the key everything is.
+    /// Whether any of a key's values is `wanted`; without one everything is.
     fn any(&self, key: &str, wanted: impl Fn(&str) -> bool) -> bool {
         self.filters
             .get(key)
-            .is_none_or(|values| values.iter().any(|value| wanted(value)))
+            .is_none_or(|values| values.is_empty() || values.iter().any(|value| wanted(value)))
+    }
+
+    /// Whether a port is published as one of `publish` or is one of `expose`: of those that
+    /// the list shows, which are none of a container that is stopped.
+    fn has_port(&self, view: &View) -> bool {
+        if self.expose.is_empty() && self.publish.is_empty() {
+            return true;
+        }
+        network_shapes::port_list(&view.record).iter().any(|port| {
+            let kind = port["Type"].as_str().unwrap_or_default();
+            let has = |wanted: &HashSet<(u16, String)>, key: &str| {
+                let number = port[key].as_u64().and_then(|port| u16::try_from(port).ok());
+                number.is_some_and(|number| wanted.contains(&(number, kind.to_owned())))
+            };
+            has(&self.publish, "PublicPort") || has(&self.expose, "PrivatePort")
+        })
     }
 
     fn passes(&self, view: &View) -> bool {
@@ -279,45 +301,34 @@ impl<'a> Chosen<'a> {
                         || (!one.network_id.is_empty() && one.network_id.starts_with(value))
                 })
             })
-            && self.expose.as_ref().is_none_or(|wanted| {
-                let exposed = record.config.exposed_ports.iter().flatten();
-                exposed
-                    .map(|port| port_of(port))
-                    .any(|port| wanted.contains(&port))
-            })
-            && self.publish.as_ref().is_none_or(|wanted| {
-                let asked = record.host_config.port_bindings.iter().flatten();
-                let sandbox = record.networks.sandbox.iter();
-                let published = sandbox.flat_map(|sandbox| &sandbox.ports);
-                asked
-                    .map(|(port, _)| port_of(port))
-                    .chain(
-                        published
-                            .map(|port| (port.container_port, port.protocol.as_str().to_owned())),
-                    )
-                    .any(|port| wanted.contains(&port))
-            })
+            && self.has_port(view)
             && self.any("volume", |value| has_volume(view, value))
             && super::query::labels_match(record.config.labels.as_ref(), self.filters)
     }
 }
 
-/// `80/tcp` of a configuration, where TCP may be left out.
-fn port_of(text: &str) -> (u16, String) {
-    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    (number.parse().unwrap_or(0), protocol.to_owned())
+/// The IDs of images and of all that were committed or built from them.
+fn with_descendants(roots: Vec<ImageId>, images: &[ImageSummary]) -> HashSet<String> {
+    let mut children: HashMap<ImageId, Vec<ImageId>> = HashMap::new();
+    for image in images {
+        if let Some(parent) = image.parent {
+            children.entry(parent).or_default().push(image.id);
+        }
+    }
+    let mut out = HashSet::new();
+    let mut next = roots;
+    while let Some(id) = next.pop() {
+        // Taken out, so that nothing is gone through twice.
+        next.extend(children.remove(&id).unwrap_or_default());
+        out.insert(id.to_string());
+    }
+    out
 }
 
 /// The ports that a filter names: `80`, `80/udp`, `80-90/tcp`.
-fn ports(
-    filters: &HashMap<String, Vec<String>>,
-    key: &str,
-) -> ApiResult<Option<HashSet<(u16, String)>>> {
-    let Some(values) = filters.get(key) else {
-        return Ok(None);
-    };
+fn ports(filters: &HashMap<String, Vec<String>>, key: &str) -> ApiResult<HashSet<(u16, String)>> {
     let mut out = HashSet::new();
-    for value in values {
+    for value in filters.get(key).into_iter().flatten() {
         let bad = || ApiError::bad_request(format!("invalid filter '{key}={value}'"));
         let (range, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
         if !matches!(protocol, "tcp" | "udp" | "sctp") {
@@ -330,7 +341,7 @@ fn ports(
         };
         out.extend((first..=last).map(|port| (port, protocol.to_owned())));
     }
-    Ok(Some(out))
+    Ok(out)
 }
 
 /// Docker finds a volume by its name or its path in the container, and a bind by either path.
@@ -357,9 +368,9 @@ mod tests {
     fn ports_of_filters() {
         let filter = |value: &str| {
             let filters = HashMap::from([("expose".to_owned(), vec![value.to_owned()])]);
-            ports(&filters, "expose").map(Option::unwrap_or_default)
+            ports(&filters, "expose")
         };
-        assert!(filter("80").unwrap().contains(&port_of("80/tcp")));
+        assert!(filter("80").unwrap().contains(&(80, "tcp".to_owned())));
         assert_eq!(filter("80-82/udp").unwrap().len(), 3);
         for bad in ["x", "80/x", "9-8", "70000", ""] {
             assert!(filter(bad).is_err(), "{bad}");

@@ -74,7 +74,7 @@ fn passes(view: &NetworkView, filters: &HashMap<String, Vec<String>>) -> bool {
     let any = |key: &str, test: &dyn Fn(&str) -> bool| {
         filters
             .get(key)
-            .is_none_or(|values| values.iter().any(|value| test(value)))
+            .is_none_or(|values| values.is_empty() || values.iter().any(|value| test(value)))
     };
     let dangling = !record.is_predefined() && view.members.is_empty();
     any("name", &|value| record.name.contains(value))
