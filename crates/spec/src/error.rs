@@ -121,6 +121,9 @@ pub enum Invalid {
     /// A device rule or mapping that makes no sense.
     #[error("{0}")]
     Device(String),
+    /// An entry of the hosts file that makes no sense; Docker's sentence.
+    #[error("{0}")]
+    ExtraHost(String),
     /// A restart policy that makes no sense.
     #[error("invalid restart policy: {0}")]
     RestartPolicy(String),

@@ -49,7 +49,7 @@ pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY, check as check_limits};
 pub use security::SecurityOptions;
 pub use validate::{
     DEFAULT_RUNTIME, apply_defaults, check_restart, check_user_namespace, effective_isolation,
-    validate,
+    extra_host, validate,
 };
 
 /// What a specification is made from. `config` is already merged with its image's

@@ -129,7 +129,8 @@ fn check_cpu(host_config: &HostConfig, facts: &HostFacts) -> Result<(), Invalid>
         ));
     }
     let cpus = facts.cpus;
-    if nano != 0 && !(10_000_000..=i64::from(cpus) * 1_000_000_000).contains(&nano) {
+    // The sentence has another least than the check, as Docker's does.
+    if !(0..=i64::from(cpus) * 1_000_000_000).contains(&nano) {
         return Err(Invalid::Limit(format!(
             "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
         )));
@@ -212,7 +213,11 @@ pub(crate) fn of(input: &SpecInput<'_>, devices: &Devices) -> Result<LinuxResour
         cpu = cpu.shares(shares);
     }
     if let Some(nano) = positive(host_config.nano_cpus) {
-        cpu = cpu.period(PERIOD).quota(quota_of(nano));
+        cpu = cpu.period(PERIOD);
+        // What is less than a microsecond is no quota, as with runc.
+        if let Some(quota) = positive(Some(quota_of(nano))) {
+            cpu = cpu.quota(quota);
+        }
     }
     if let Some(period) = unsigned(host_config.cpu_period) {
         cpu = cpu.period(period);

@@ -461,7 +461,31 @@ fn check_rest(host_config: &HostConfig) -> Result<(), Invalid> {
     {
         return Err(Invalid::StorageOption);
     }
+    for extra in host_config.extra_hosts.iter().flatten() {
+        extra_host(extra)?;
+    }
     check_restart(host_config)
+}
+
+/// Takes an extra host apart: `name:address` or `name=address`, an address of IPv6 also in
+/// brackets, or `host-gateway` in its place.
+///
+/// # Errors
+/// [`Invalid::ExtraHost`] with Docker's words.
+pub fn extra_host(text: &str) -> Result<(&str, &str), Invalid> {
+    let refused = |why: &str, what: &str| Err(Invalid::ExtraHost(format!("{why}: {what:?}")));
+    let (name, given) = match text.split_once(['=', ':']) {
+        Some((name, given)) if !name.is_empty() => (name, given),
+        _ => return refused("bad format for add-host", text),
+    };
+    let bare = given
+        .strip_prefix('[')
+        .and_then(|one| one.strip_suffix(']'));
+    let address = bare.unwrap_or(given).trim();
+    if address != "host-gateway" && address.parse::<std::net::IpAddr>().is_err() {
+        return refused("invalid IP address in add-host", given);
+    }
+    Ok((name, address))
 }
 
 /// Refuses a restart policy that makes no sense.
@@ -478,11 +502,22 @@ pub fn check_restart(host_config: &HostConfig) -> Result<(), Invalid> {
         policy.name,
         None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO)
     );
-    if retries != 0 && policy.name != Some(RestartPolicyNameEnum::ON_FAILURE) {
-        return refused("maximum retry count can only be used with 'on-failure'");
-    }
-    if retries < 0 {
-        return refused("maximum retry count cannot be negative");
+    match policy.name {
+        // Old clients' containers have a count and no policy.
+        None | Some(RestartPolicyNameEnum::EMPTY) => {}
+        Some(RestartPolicyNameEnum::ON_FAILURE) if retries < 0 => {
+            return refused("maximum retry count cannot be negative");
+        }
+        Some(RestartPolicyNameEnum::ON_FAILURE) => {}
+        _ if retries < 0 => {
+            return refused(
+                "maximum retry count can only be used with 'on-failure' and cannot be negative",
+            );
+        }
+        _ if retries > 0 => {
+            return refused("maximum retry count can only be used with 'on-failure'");
+        }
+        _ => {}
     }
     if restarts && host_config.auto_remove == Some(true) {
         return Err(Invalid::Limit(

@@ -145,7 +145,7 @@ fn docker_sentences_about_limits() {
         ),
         (
             HostConfig {
-                nano_cpus: Some(1),
+                nano_cpus: Some(-1),
                 ..host()
             },
             "Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available",
@@ -433,6 +433,33 @@ fn what_makes_no_sense() {
 }
 
 #[test]
+fn extra_hosts() {
+    let with = |extra: &str| HostConfig {
+        extra_hosts: Some(vec![extra.to_owned()]),
+        ..host()
+    };
+    for good in [
+        "a:1.2.3.4",
+        "a=1.2.3.4",
+        "a:::1",
+        "a:[::1]",
+        "a=fe80::1",
+        "a:host-gateway",
+    ] {
+        assert!(check(&with(good), IsolationKind::Process).is_ok(), "{good}");
+    }
+    assert_eq!(bulkhead_spec::extra_host("a=[::1]").unwrap(), ("a", "::1"));
+    for (bad, words) in [
+        ("bogus", "bad format for add-host: \"bogus\""),
+        (":1.2.3.4", "bad format for add-host: \":1.2.3.4\""),
+        ("a:b", "invalid IP address in add-host: \"b\""),
+        ("a:", "invalid IP address in add-host: \"\""),
+    ] {
+        assert_eq!(refusal(with(bad)), words);
+    }
+}
+
+#[test]
 fn restart_policies() {
     let policy = |name, count| HostConfig {
         restart_policy: Some(RestartPolicy {
@@ -441,6 +468,9 @@ fn restart_policies() {
         }),
         ..host()
     };
+    // As old clients left it.
+    let of_old = policy(RestartPolicyNameEnum::EMPTY, 3);
+    assert!(check(&of_old, IsolationKind::Process).is_ok());
     assert!(
         check(
             &policy(RestartPolicyNameEnum::ON_FAILURE, 3),

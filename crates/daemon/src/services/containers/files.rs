@@ -87,9 +87,8 @@ fn hosts_of_host(record: &Record, names: &Names) -> String {
 
 fn add_extra_hosts(text: &mut String, record: &Record, names: &Names) {
     for extra in record.host_config.extra_hosts.iter().flatten() {
-        // `name:address`, where the address may hold colons; compose also writes `=`.
-        if let Some((name, address)) = extra.split_once(['=', ':']) {
-            let address = address.trim_start_matches('[').trim_end_matches(']');
+        // Checked when the container was made.
+        if let Ok((name, address)) = bulkhead_spec::extra_host(extra) {
             let address = match (address, names.host_gateway) {
                 ("host-gateway", Some(gateway)) => gateway.to_string(),
                 (address, _) => address.to_owned(),
