@@ -438,7 +438,8 @@ impl Actor {
 
     async fn start(&mut self) -> ApiResult<()> {
         match self.record.state.status {
-            Status::Running => return Err(ApiError::not_modified()),
+            // What waits for its next start runs, and goes on waiting.
+            Status::Running | Status::Restarting => return Err(ApiError::not_modified()),
             Status::Paused => {
                 return Err(ApiError::conflict(
                     "cannot start a paused container, try unpause instead",
@@ -449,7 +450,7 @@ impl Actor {
                     "container is marked for removal and cannot be started",
                 ));
             }
-            Status::Created | Status::Exited | Status::Restarting => {}
+            Status::Created | Status::Exited => {}
         }
         self.record.manually_stopped = false;
         self.record.restart_count = 0;
@@ -545,6 +546,12 @@ impl Actor {
     }
 
     async fn pause(&mut self) -> ApiResult<()> {
+        if self.record.state.status == Status::Restarting {
+            return Err(ApiError::conflict(format!(
+                "container {} is restarting, wait until the container is running",
+                self.record.id
+            )));
+        }
         let task = self.alive().ok_or_else(|| {
             ApiError::conflict(format!("container {} is not running", self.record.id))
         })?;

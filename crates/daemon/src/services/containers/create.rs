@@ -145,9 +145,12 @@ impl Containers {
         super::health::check(config.healthcheck.as_ref())?;
         let id = new_id();
         if config.hostname.as_deref().is_none_or(str::is_empty) {
-            config.hostname = Some(match host_config.uts_mode.as_deref() {
-                Some("host") => host_name(),
-                _ => id[..12].to_owned(),
+            // Who is in the host's network is called like it.
+            let modes = [&host_config.uts_mode, &host_config.network_mode];
+            let of_host = modes.iter().any(|mode| mode.as_deref() == Some("host"));
+            config.hostname = Some(match of_host {
+                true => host_name(),
+                false => id[..12].to_owned(),
             });
         }
         let command = bulkhead_spec::command(&config).map_err(invalid)?;
