@@ -277,8 +277,10 @@ async fn wait(
         };
         let mut answer = json!({ "StatusCode": waited.code });
         // Docker 20.10, whose version that is, says so when there was none; later ones do not.
-        if version <= ApiVersion(1, 41) {
-            answer["Error"] = Value::Null;
+        match waited.error {
+            Some(message) => answer["Error"] = json!({ "Message": message }),
+            None if version <= ApiVersion(1, 41) => answer["Error"] = Value::Null,
+            None => {}
         }
         let mut line = answer.to_string();
         line.push('\n');

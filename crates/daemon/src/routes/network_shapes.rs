@@ -205,7 +205,14 @@ fn ports(record: &Record) -> Value {
         .into()
 }
 
+/// Exposed ports; in the host's network, and in none, Docker shows none.
 fn exposed(record: &Record) -> Vec<(u16, bulkhead_network::ports::Protocol)> {
+    if matches!(
+        record.host_config.network_mode.as_deref(),
+        Some("host" | "none")
+    ) {
+        return Vec::new();
+    }
     let mut ports: Vec<_> = record
         .config
         .exposed_ports

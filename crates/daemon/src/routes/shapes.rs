@@ -34,6 +34,19 @@ fn fill(template: Value, set: &impl Serialize) -> Value {
     Value::Object(out)
 }
 
+/// Puts in what an object does not say.
+fn complete(object: &mut Value, template: &Value) {
+    let (Value::Object(object), Value::Object(template)) = (object, template) else {
+        return;
+    };
+    for (key, nothing) in template {
+        let value = object.entry(key.as_str()).or_insert(Value::Null);
+        if value.is_null() {
+            value.clone_from(nothing);
+        }
+    }
+}
+
 /// `Config`.
 pub fn config(config: &ContainerConfig) -> Value {
     let template = json!({
@@ -101,13 +114,27 @@ pub fn host_config(host_config: &HostConfig) -> Value {
     let bindings = out["PortBindings"].as_object_mut();
     let bindings = bindings.into_iter().flat_map(Map::values_mut);
     for binding in bindings.filter_map(Value::as_array_mut).flatten() {
-        if let Value::Object(binding) = binding {
-            for key in ["HostIp", "HostPort"] {
-                let value = binding.entry(key).or_insert(Value::Null);
-                if value.is_null() {
-                    *value = json!("");
-                }
-            }
+        complete(binding, &json!({ "HostIp": "", "HostPort": "" }));
+    }
+    complete(
+        &mut out["RestartPolicy"],
+        &json!({ "Name": "no", "MaximumRetryCount": 0 }),
+    );
+    let rate = json!({ "Path": "", "Rate": 0 });
+    for (list, template) in [
+        (
+            "Devices",
+            &json!({ "PathOnHost": "", "PathInContainer": "", "CgroupPermissions": "" }),
+        ),
+        ("Ulimits", &json!({ "Name": "", "Hard": 0, "Soft": 0 })),
+        ("BlkioWeightDevice", &json!({ "Path": "", "Weight": 0 })),
+        ("BlkioDeviceReadBps", &rate),
+        ("BlkioDeviceWriteBps", &rate),
+        ("BlkioDeviceReadIOps", &rate),
+        ("BlkioDeviceWriteIOps", &rate),
+    ] {
+        for entry in out[list].as_array_mut().into_iter().flatten() {
+            complete(entry, template);
         }
     }
     if let Some(name) = out.pointer_mut("/RestartPolicy/Name")
@@ -372,6 +399,9 @@ fn human_duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bollard_stubs::models::{
+        ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
+    };
 
     #[test]
     fn durations() {
@@ -394,6 +424,26 @@ mod tests {
 
     #[test]
     fn templates_are_filled() {
+        let shape = host_config(&HostConfig {
+            memory: Some(5),
+            restart_policy: Some(RestartPolicy {
+                name: Some(RestartPolicyNameEnum::ALWAYS),
+                maximum_retry_count: None,
+            }),
+            ulimits: Some(vec![ResourcesUlimits {
+                name: Some("nofile".to_owned()),
+                ..ResourcesUlimits::default()
+            }]),
+            blkio_device_read_bps: Some(vec![ThrottleDevice::default()]),
+            ..HostConfig::default()
+        });
+        let always = json!({ "Name": "always", "MaximumRetryCount": 0 });
+        assert_eq!(shape["RestartPolicy"], always);
+        let limit = json!([{ "Name": "nofile", "Hard": 0, "Soft": 0 }]);
+        assert_eq!(shape["Ulimits"], limit);
+        let rate = json!([{ "Path": "", "Rate": 0 }]);
+        assert_eq!(shape["BlkioDeviceReadBps"], rate);
+        assert_eq!(shape["BlkioDeviceWriteBps"], Value::Null);
         let shape = host_config(&HostConfig {
             memory: Some(5),
             ..HostConfig::default()

@@ -35,7 +35,7 @@ pub enum WaitCondition {
 pub struct Waited {
     /// The exit code.
     pub code: u32,
-    /// Why it did not end by itself.
+    /// Why it did not start.
     pub error: Option<String>,
 }
 
@@ -346,9 +346,13 @@ impl Handle {
                 .await
                 .map(|view| view.clone())
                 .unwrap_or(first.clone());
+            let state = &view.record.state;
+            // An end that has a reason still has its code: clients take an error for its lack.
+            let failed = state.status == Status::Created || (126..=128).contains(&state.exit_code);
+            let error = Some(state.error.clone());
             Waited {
-                code: view.record.state.exit_code,
-                error: Some(view.record.state.error.clone()).filter(|error| !error.is_empty()),
+                code: state.exit_code,
+                error: error.filter(|error| failed && !error.is_empty()),
             }
         }
     }
