@@ -80,6 +80,11 @@ fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 impl Hijack {
+    /// Whether the client asked for another protocol on its connection.
+    pub fn upgrades(&self) -> bool {
+        self.upgrade.is_some()
+    }
+
     /// The response to answer with, and the connection once that was written.
     pub fn take(self, content_type: &'static str) -> (Response, oneshot::Receiver<RawConnection>) {
         let (sender, receiver) = oneshot::channel();

@@ -12,11 +12,14 @@ use tokio::sync::mpsc;
 
 use crate::error::{ApiError, ApiResult};
 use crate::hijack::RawConnection;
+use crate::routes::streams::Frames;
 
 /// RFC 6455, section 1.3.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Section 5.5: a control frame holds no more.
 const MAX_CONTROL: u64 = 125;
+/// Section 7.4.1: why we close, 1000.
+const NORMAL: [u8; 2] = 1000_u16.to_be_bytes();
 /// How much is moved at a time.
 const CHUNK: usize = 16 * 1024;
 
@@ -59,19 +62,19 @@ pub fn unwrap(raw: RawConnection, framed: bool) -> io::Result<RawConnection> {
         let early = raw.early;
         let (client_reads, client_writes) = raw.socket.into_split();
         let (inner_reads, inner_writes) = ours.into_split();
-        let (pongs, waiting) = mpsc::channel(4);
+        let (answers, waiting) = mpsc::channel(4);
         let mut from_client = FromClient {
             early: early.to_vec(),
             at: 0,
             socket: client_reads,
         };
-        let up = from_client.pump(inner_writes, pongs);
+        let up = from_client.pump(inner_writes, answers);
         let down = to_client(inner_reads, client_writes, waiting, framed);
         tokio::pin!(up);
         tokio::pin!(down);
         let ended = tokio::select! {
             ended = &mut up => match ended {
-                // The client said all it had to say.
+                // The client closed, and is yet to be told that this was seen.
                 Ok(()) => down.await,
                 Err(error) => Err(error),
             },
@@ -121,7 +124,7 @@ impl FromClient {
     async fn pump(
         &mut self,
         mut inner: OwnedWriteHalf,
-        pongs: mpsc::Sender<Vec<u8>>,
+        answers: mpsc::Sender<(u8, Vec<u8>)>,
     ) -> io::Result<()> {
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         loop {
@@ -151,10 +154,15 @@ impl FromClient {
                         content.push(byte ^ mask[usize::from(at.to_le_bytes()[0] & 3)]);
                     }
                     match code {
-                        CLOSE => return inner.shutdown().await,
+                        CLOSE => {
+                            // Section 5.5.1: it is answered in kind. That ends the other way,
+                            // which may have ended already.
+                            let _ = answers.send((CLOSE, content)).await;
+                            return inner.shutdown().await;
+                        }
                         PING => {
                             // A client that pings faster than it reads gets fewer answers.
-                            let _ = pongs.try_send(content);
+                            let _ = answers.try_send((PONG, content));
                         }
                         _ => {}
                     }
@@ -211,7 +219,7 @@ fn head(code: u8, length: usize) -> Vec<u8> {
 async fn to_client(
     mut inner: OwnedReadHalf,
     mut client: OwnedWriteHalf,
-    mut pongs: mpsc::Receiver<Vec<u8>>,
+    mut answers: mpsc::Receiver<(u8, Vec<u8>)>,
     framed: bool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
@@ -219,14 +227,18 @@ async fn to_client(
     loop {
         let got = tokio::select! {
             got = inner.read(&mut buffer) => got?,
-            Some(content) = pongs.recv() => {
-                client.write_all(&head(PONG, content.len())).await?;
+            Some((code, content)) = answers.recv() => {
+                client.write_all(&head(code, content.len())).await?;
                 client.write_all(&content).await?;
-                continue;
+                match code {
+                    CLOSE => return client.shutdown().await,
+                    _ => continue,
+                }
             }
         };
         if got == 0 {
-            client.write_all(&head(CLOSE, 0)).await?;
+            client.write_all(&head(CLOSE, NORMAL.len())).await?;
+            client.write_all(&NORMAL).await?;
             return client.shutdown().await;
         }
         let mut content = Vec::with_capacity(got);
@@ -237,36 +249,6 @@ async fn to_client(
         if !content.is_empty() {
             client.write_all(&head(BINARY, content.len())).await?;
             client.write_all(&content).await?;
-        }
-    }
-}
-
-/// Docker's frames: stream, three zeros, length, content.
-#[derive(Debug, Default)]
-struct Frames {
-    head: Vec<u8>,
-    left: usize,
-}
-
-impl Frames {
-    fn strip(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
-        while !bytes.is_empty() {
-            if self.left > 0 {
-                let take = self.left.min(bytes.len());
-                out.extend_from_slice(&bytes[..take]);
-                self.left -= take;
-                bytes = &bytes[take..];
-                continue;
-            }
-            let take = bytes.len().min(8 - self.head.len());
-            self.head.extend_from_slice(&bytes[..take]);
-            bytes = &bytes[take..];
-            if let [_, _, _, _, length @ ..] = self.head.as_slice()
-                && let Ok(length) = <[u8; 4]>::try_from(length)
-            {
-                self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(0);
-                self.head.clear();
-            }
         }
     }
 }
@@ -329,9 +311,25 @@ mod tests {
         client.read_exact(&mut answer).await.unwrap();
         assert_eq!(answer, [0x82, 2, b'o', b'k']);
         drop(inner);
-        let mut end = [0; 2];
-        client.read_exact(&mut end).await.unwrap();
-        assert_eq!(end, [0x88, 0]);
+        let mut end = Vec::new();
+        client.read_to_end(&mut end).await.unwrap();
+        assert_eq!(end, [0x88, 2, 3, 0xe8]);
+    }
+
+    #[tokio::test]
+    async fn a_close_is_answered_and_ends_both_ways() {
+        let (mut client, mut inner) = pair(false).await;
+        client
+            .write_all(&[3, 4, 0, 0, 0, 0, 0, 0x88, 0x82, 0, 0, 0, 0, 3, 0xe9])
+            .await
+            .unwrap();
+        let mut rest = Vec::new();
+        inner.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest.len(), 5);
+        let mut end = Vec::new();
+        client.read_to_end(&mut end).await.unwrap();
+        assert_eq!(end, [0x88, 2, 3, 0xe9]);
+        assert!(inner.write_all(b"more").await.is_err());
     }
 
     #[tokio::test]

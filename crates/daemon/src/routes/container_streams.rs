@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use base64::Engine;
 use bulkhead_isolation::TerminalSize;
 use bulkhead_task::attach::AttachRequest;
 use serde::Deserialize;
@@ -358,9 +359,15 @@ async fn exec_start(
     let terminal = (exec.request.tty(), options.tty.unwrap_or(false));
     let framing = match terminal {
         (true, false) => Framing::AsStdout,
+        (false, true) => Framing::Plain,
         _ => Framing::AsIs,
     };
-    let (response, raw) = hijack.take(content_type(terminal == (true, true), version));
+    // Without an upgrade Docker declares a raw stream, whatever follows.
+    let declared = match hijack.upgrades() {
+        true => content_type(terminal.1, version),
+        false => RAW,
+    };
+    let (response, raw) = hijack.take(declared);
     tokio::spawn(async move {
         match raw.await {
             Ok(raw) => exec_converse(state, exec, keys, framing, raw).await,
@@ -396,7 +403,7 @@ async fn exec_converse(
             // The head is out: the reason goes where output would, as with dockerd.
             let text = format!("{}\r\n", error.message);
             let mut bytes = Vec::new();
-            if !tty || framing == Framing::AsStdout {
+            if framing == Framing::AsStdout || (!tty && framing == Framing::AsIs) {
                 bytes.extend_from_slice(&streams::frame_head(text.len()));
             }
             bytes.extend_from_slice(text.as_bytes());
@@ -432,23 +439,31 @@ async fn exec_inspect(
     let (entrypoint, arguments) = command
         .split_first()
         .map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let mut process = json!({
+        "tty": request.tty(),
+        "entrypoint": entrypoint,
+        "arguments": arguments,
+        "privileged": request.privileged.unwrap_or(false),
+    });
+    if let Some(user) = request.user.as_deref().filter(|user| !user.is_empty()) {
+        process["user"] = json!(user);
+    }
+    let keys = request.detach_keys.as_deref();
+    let keys = keys.filter(|keys| !keys.is_empty());
+    let keys = keys.map(|keys| DetachKeys::parse(Some(keys))).transpose()?;
+    let keys = keys.map(|keys| base64::engine::general_purpose::STANDARD.encode(keys.bytes()));
     Ok(Json(json!({
         "ID": exec.id,
         "Running": running,
         "ExitCode": code,
-        "ProcessConfig": {
-            "tty": request.tty(),
-            "entrypoint": entrypoint,
-            "arguments": arguments,
-            "privileged": request.privileged.unwrap_or(false),
-            "user": request.user.clone().unwrap_or_default(),
-        },
+        "ProcessConfig": process,
         "OpenStdin": request.attach_stdin.unwrap_or(false),
         "OpenStderr": request.attach_stderr.unwrap_or(false),
         "OpenStdout": request.attach_stdout.unwrap_or(false),
         "CanRemove": code.is_some(),
         "ContainerID": exec.container.id,
-        "DetachKeys": request.detach_keys.clone().unwrap_or_default(),
+        // Go's way with bytes.
+        "DetachKeys": keys.unwrap_or_default(),
         "Pid": pid,
     })))
 }

@@ -56,6 +56,11 @@ impl DetachKeys {
         Ok(Self { keys, matched: 0 })
     }
 
+    /// The bytes that detach.
+    pub fn bytes(&self) -> &[u8] {
+        &self.keys
+    }
+
     /// Takes what was typed; gives what goes to the process, and whether the keys were typed.
     fn scan(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
         for &byte in typed {
@@ -145,12 +150,45 @@ pub enum Framing {
     AsIs,
     /// A terminal's output for a client that did not ask for a terminal: it reads frames.
     AsStdout,
+    /// Both outputs for a client that asked for a terminal: it reads no frames.
+    Plain,
 }
 
 /// The head of a frame of standard output.
 pub fn frame_head(length: usize) -> [u8; 8] {
     let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [1, 0, 0, 0, length[0], length[1], length[2], length[3]]
+}
+
+/// Takes Docker's frames away: stream, three zeros, length, content.
+#[derive(Debug, Default)]
+pub struct Frames {
+    head: Vec<u8>,
+    left: usize,
+}
+
+impl Frames {
+    /// Appends the content of frames, which may come in any pieces.
+    pub fn strip(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let take = self.left.min(bytes.len());
+                out.extend_from_slice(&bytes[..take]);
+                self.left -= take;
+                bytes = &bytes[take..];
+                continue;
+            }
+            let take = bytes.len().min(8 - self.head.len());
+            self.head.extend_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            if let [_, _, _, _, length @ ..] = self.head.as_slice()
+                && let Ok(length) = <[u8; 4]>::try_from(length)
+            {
+                self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(0);
+                self.head.clear();
+            }
+        }
+    }
 }
 
 enum Broken {
@@ -164,10 +202,17 @@ async fn copy(
     framing: Framing,
 ) -> Result<(), Broken> {
     let mut buffer = vec![0; CHUNK];
+    let (mut frames, mut plain) = (Frames::default(), Vec::new());
     loop {
         let length = from.read(&mut buffer).await.map_err(|_| Broken::Source)?;
         if length == 0 {
             return Ok(());
+        }
+        if framing == Framing::Plain {
+            plain.clear();
+            frames.strip(&buffer[..length], &mut plain);
+            to.write_all(&plain).await.map_err(|_| Broken::Target)?;
+            continue;
         }
         if framing == Framing::AsStdout {
             to.write_all(&frame_head(length))

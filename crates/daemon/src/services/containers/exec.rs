@@ -203,6 +203,8 @@ impl Containers {
         self.shared
             .execs()
             .get(id)
+            // What was in a container goes with it.
+            .filter(|exec| !exec.container.view().removed)
             .cloned()
             .ok_or_else(|| ApiError::not_found(format!("No such exec instance: {id}")))
     }
@@ -394,7 +396,7 @@ impl Containers {
     /// Sets the size of an exec's terminal; before its start the size is kept for it.
     ///
     /// # Errors
-    /// 409 when it has ended or has no terminal.
+    /// 409 when it has ended.
     pub async fn exec_resize(&self, exec: &Exec, size: TerminalSize) -> ApiResult<()> {
         {
             let mut progress = exec.lock();
