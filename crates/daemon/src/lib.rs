@@ -16,6 +16,7 @@ pub mod error;
 pub mod events;
 pub mod hijack;
 pub mod lifetime;
+pub mod platform;
 pub mod remap;
 pub mod remote;
 pub mod routes;

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ClientGone;
-use super::images::{encode, failure, feed, parse_platform, stream_response, until_filter};
+use super::images::{encode, failure, feed, stream_response, until_filter};
 use super::query::{Params, check_filters};
 use crate::error::{ApiError, ApiResult};
 use crate::services::build::{BuildHost, BuildSettings, Said, secrets};
@@ -119,7 +119,7 @@ impl Request {
         // Also where no image is looked for by it, or is only after some steps.
         let platform = params.get("platform").map(str::to_owned);
         if let Some(platform) = &platform {
-            parse_platform(platform)?;
+            crate::platform::parse(platform)?;
         }
         let credentials = headers
             .get("x-registry-config")

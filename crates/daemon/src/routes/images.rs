@@ -9,9 +9,7 @@ mod transfer;
 
 pub(crate) use filter::until_filter;
 pub(crate) use registry::message_json;
-pub(crate) use transfer::{
-    encode, failure, feed, host_architecture, platform as parse_platform, stream_response,
-};
+pub(crate) use transfer::{encode, failure, feed, stream_response};
 
 use std::collections::BTreeMap;
 

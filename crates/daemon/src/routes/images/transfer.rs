@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use bulkhead_image::{ImageError, ImportOptions, LoadedImage, Platform, Progress};
+use bulkhead_image::{ImageError, ImportOptions, LoadedImage, Progress};
 use bulkhead_registry::FetchedFile;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use super::super::query::Params;
 use crate::error::{ApiError, ApiResult, like_docker};
+use crate::platform;
 use crate::services::images::{self, BodyReader, api_error};
 use crate::state::AppState;
 
@@ -76,7 +77,7 @@ pub(super) async fn create(
     body: Body,
 ) -> ApiResult<Response> {
     if let Some(image) = params.get("fromImage") {
-        let platform = params.get("platform").map(platform).transpose()?;
+        let platform = params.get("platform").map(platform::parse).transpose()?;
         if let Some(platform) = platform.as_ref().filter(|wanted| wanted.os != OS) {
             return Err(ApiError::bad_request(format!(
                 "operating system \"{}\" is not supported",
@@ -97,7 +98,7 @@ pub(super) async fn create(
             .transpose()?,
         message: params.get("message").map(str::to_owned),
         changes: params.all("changes").map(str::to_owned).collect(),
-        platform: params.get("platform").map(platform).transpose()?,
+        platform: params.get("platform").map(platform::parse).transpose()?,
     };
     let (frames, reader) = BodyReader::new();
     let mut told = None;
@@ -123,100 +124,6 @@ pub(super) async fn create(
         Ok(vec![json!({ "status": id.to_string() })])
     })
     .await
-}
-
-/// The operating systems that Go knows.
-const SYSTEMS: [&str; 16] = [
-    "aix",
-    "android",
-    "darwin",
-    "dragonfly",
-    "freebsd",
-    "hurd",
-    "illumos",
-    "ios",
-    "js",
-    "linux",
-    "nacl",
-    "netbsd",
-    "openbsd",
-    "plan9",
-    "solaris",
-    "windows",
-];
-
-/// The architectures that Go knows, by their names there and elsewhere.
-const ARCHITECTURES: [(&str, &str); 20] = [
-    ("386", "386"),
-    ("i386", "386"),
-    ("amd64", "amd64"),
-    ("x86_64", "amd64"),
-    ("x86-64", "amd64"),
-    ("arm", "arm"),
-    ("armhf", "arm"),
-    ("armel", "arm"),
-    ("arm64", "arm64"),
-    ("aarch64", "arm64"),
-    ("loong64", "loong64"),
-    ("mips", "mips"),
-    ("mipsle", "mipsle"),
-    ("mips64", "mips64"),
-    ("mips64le", "mips64le"),
-    ("ppc64", "ppc64"),
-    ("ppc64le", "ppc64le"),
-    ("riscv64", "riscv64"),
-    ("s390x", "s390x"),
-    ("wasm", "wasm"),
-];
-
-/// `os[/architecture[/variant]]`.
-pub(crate) fn platform(text: &str) -> ApiResult<Platform> {
-    let parts: Vec<&str> = text.split('/').collect();
-    let valid = (1..=3).contains(&parts.len())
-        && parts.iter().all(|part| {
-            !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-        });
-    if !valid {
-        return Err(ApiError::bad_request(format!(
-            "\"{text}\" is an invalid OS/architecture[/variant]"
-        )));
-    }
-    if let [only] = parts[..] {
-        // One part alone is an operating system or an architecture.
-        let is_system = SYSTEMS.contains(&only);
-        let architecture = ARCHITECTURES.iter().find(|(name, _)| *name == only);
-        let architecture = architecture.map(|(_, canonical)| (*canonical).to_owned());
-        if !is_system && architecture.is_none() {
-            return Err(ApiError::bad_request(format!(
-                "\"{text}\": unknown operating system or architecture: invalid argument"
-            )));
-        }
-        return Ok(Platform {
-            os: if is_system { only } else { "linux" }.to_owned(),
-            architecture: architecture.unwrap_or_else(host_architecture),
-            variant: None,
-        });
-    }
-    Ok(Platform {
-        os: parts[0].to_owned(),
-        architecture: parts
-            .get(1)
-            .map_or_else(host_architecture, |part| (*part).to_owned()),
-        variant: parts.get(2).map(|part| (*part).to_owned()),
-    })
-}
-
-/// This host's architecture in Go's words.
-pub(crate) fn host_architecture() -> String {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-    .to_owned()
 }
 
 /// Where lines of an answer go while the work is going on.
@@ -396,22 +303,4 @@ pub(super) async fn save_names(state: &AppState, names: Vec<String>) -> ApiResul
         Body::from_stream(stream),
     )
         .into_response())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn platforms() {
-        let arm = platform("linux/arm64/v8").unwrap();
-        assert_eq!(
-            (arm.architecture.as_str(), arm.variant.as_deref()),
-            ("arm64", Some("v8"))
-        );
-        assert_eq!(platform("linux").unwrap().architecture, host_architecture());
-        for bad in ["", "linux/", "a/b/c/d", "linux/ar m"] {
-            assert!(platform(bad).is_err(), "{bad}");
-        }
-    }
 }

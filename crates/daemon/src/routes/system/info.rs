@@ -11,9 +11,9 @@ use bulkhead_task::options::{IsolationKind, Probe};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::super::images::host_architecture;
 use crate::config::{API_VERSION, LOG_DRIVERS, MIN_API_VERSION};
 use crate::error::ApiResult;
+use crate::platform::host_architecture;
 use crate::services::containers::Status;
 use crate::services::system::ProbeOutcome;
 use crate::state::AppState;

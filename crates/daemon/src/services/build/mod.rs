@@ -19,7 +19,7 @@ use bulkhead_build::{
     RunOutcome, RunRequest, SecretFile, SecretRequest,
 };
 use bulkhead_image::{
-    Digest, ImageConfig, ImageError, ImageId, ImageRoots, ImageStore, NewImage, Platform, Reference,
+    Digest, ImageConfig, ImageError, ImageId, ImageRoots, ImageStore, NewImage, Reference,
 };
 use bulkhead_registry::{Credentials, FetchedFile, Message, PullRequest, Reporter};
 use bulkhead_task::options::IsolationKind;
@@ -191,7 +191,7 @@ impl BuildHost {
             .map_err(|error| HostError(error.to_string()))?
             .with_default_tag();
         let platform = platform
-            .map(crate::routes::images::parse_platform)
+            .map(crate::platform::parse)
             .transpose()
             .map_err(|error| HostError(error.message))?;
         let request = PullRequest {
@@ -610,12 +610,10 @@ fn check_platform(
     document: &ImageConfig,
 ) -> Result<(), HostError> {
     let Some(asked) = asked else { return Ok(()) };
-    let mut parts = asked.split('/');
-    let os = parts.next().unwrap_or_default();
-    let host = Platform::host();
-    let architecture = parts.next().unwrap_or(&host.architecture);
+    let wanted = crate::platform::parse(asked).map_err(api_error)?;
     let unknown = document.os.is_empty() || document.architecture.is_empty();
-    if unknown || (document.os == os && document.architecture == architecture) {
+    let fits = document.os == wanted.os && document.architecture == wanted.architecture;
+    if unknown || fits {
         return Ok(());
     }
     Err(HostError(format!(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bollard_stubs::models::{ContainerConfig, HostConfig, HostConfigLogConfig};
-use bulkhead_image::{ImageError, ImageId};
+use bulkhead_image::{ImageError, ImageId, Platform};
 use bulkhead_spec::{Invalid, InvalidKind};
 use bulkhead_task::options::IsolationKind;
 use jiff::Timestamp;
@@ -63,6 +63,32 @@ fn check_body(body: &Value) -> ApiResult<()> {
     }
     let host_config = &body["HostConfig"];
     check_policy_name(&host_config["RestartPolicy"])?;
+    for mount in host_config["Mounts"].as_array().into_iter().flatten() {
+        let kind = mount["Type"].as_str();
+        let refused = |why: &str| {
+            let kind = kind.unwrap_or_default();
+            ApiError::bad_request(format!("invalid mount config for type \"{kind}\": {why}"))
+        };
+        let kinds = ["bind", "cluster", "image", "npipe", "tmpfs", "volume"];
+        if kind.is_some_and(|kind| !kinds.contains(&kind)) {
+            return Err(refused("mount type unknown"));
+        }
+        let ways = [
+            "", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+        ];
+        if let Some(way) = mount["BindOptions"]["Propagation"].as_str()
+            && !ways.contains(&way)
+        {
+            return Err(refused(&format!("invalid propagation mode: {way}")));
+        }
+    }
+    if let Some(mode) = host_config["CgroupnsMode"].as_str()
+        && !["", "private", "host"].contains(&mode)
+    {
+        return Err(ApiError::bad_request(format!(
+            "invalid cgroup namespace mode: {mode}"
+        )));
+    }
     if host_config["Annotations"].get("").is_some() {
         return Err(ApiError::bad_request(
             "invalid Annotations: the empty string is not permitted as an annotation key",
@@ -103,6 +129,7 @@ impl Containers {
             body,
             read_only_recursive,
         } = request;
+        let platform = platform.map(crate::platform::parse).transpose()?;
         let _creating = self.shared.creating.read().await;
         let name = name.map(names::check).transpose()?.map(str::to_owned);
         let isolation = self.requested_isolation(&body)?;
@@ -117,7 +144,15 @@ impl Containers {
         if reference.is_empty() {
             return Err(ApiError::bad_request("no image specified"));
         }
-        let image = self.image(&reference, platform).await?;
+        let mode = host_config.network_mode.as_deref().unwrap_or_default();
+        let exposes = config.exposed_ports.as_ref();
+        // What the image exposes comes later, and may be.
+        if mode.starts_with("container:") && exposes.is_some_and(|ports| !ports.is_empty()) {
+            return Err(ApiError::bad_request(
+                "conflicting options: port exposing and the container type network mode",
+            ));
+        }
+        let image = self.image(&reference, platform.as_ref()).await?;
         bulkhead_spec::merge_image_config(&mut config, &image.config);
         let facts = &self.shared.facts;
         let mut warnings = bulkhead_spec::apply_defaults(&mut host_config, isolation, facts);
@@ -133,6 +168,14 @@ impl Containers {
         let attachments = super::network::attachments(&body, &host_config)?;
         for link in host_config.links.iter().flatten() {
             let name = link.split(':').next().unwrap_or_default();
+            if link.is_empty() {
+                return Err(ApiError::bad_request("empty string specified for links"));
+            }
+            if link.matches(':').count() > 1 {
+                return Err(ApiError::bad_request(format!(
+                    "bad format for links: {link}"
+                )));
+            }
             self.find_own(name).map_err(|error| {
                 ApiError::bad_request(format!(
                     "could not get container for {name}: {}",
@@ -288,7 +331,7 @@ impl Containers {
         Ok(name)
     }
 
-    async fn image(&self, reference: &str, platform: Option<&str>) -> ApiResult<Image> {
+    async fn image(&self, reference: &str, platform: Option<&Platform>) -> ApiResult<Image> {
         let images = Arc::clone(&self.shared.images);
         let text = reference.to_owned();
         let found = tokio::task::spawn_blocking(move || {
@@ -329,34 +372,32 @@ impl Containers {
                 options.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
+        if driver != "none" {
+            super::files::check_log_mode(options).map_err(ApiError::bad_request)?;
+        }
         super::files::log_limits(&driver, options).map_err(ApiError::bad_request)?;
         super::log_attributes::check(options).map_err(ApiError::bad_request)?;
         Ok(())
     }
 }
 
-/// Refuses an image of another platform than the one asked for, `os/architecture`.
+/// Refuses an image of another platform than the one asked for.
 fn check_platform(
     reference: &str,
-    asked: Option<&str>,
+    asked: Option<&Platform>,
     os: &str,
     architecture: &str,
 ) -> ApiResult<()> {
     let Some(asked) = asked else { return Ok(()) };
-    let mut parts = asked.split('/');
-    let (first, second) = (parts.next().unwrap_or_default(), parts.next());
-    // One part alone is an operating system or an architecture.
-    let fits = match second {
-        Some(second) => first == os && second == architecture,
-        None => first == os || first == architecture,
-    };
+    let fits = asked.os == os && asked.architecture == architecture;
     // An image that doesn't say is taken as it is.
     if fits || os.is_empty() || architecture.is_empty() {
         return Ok(());
     }
     Err(ApiError::not_found(format!(
         "image with reference {reference} was found but does not provide the specified platform \
-         ({asked}): it is for {os}/{architecture}"
+         ({}/{}): it is for {os}/{architecture}",
+        asked.os, asked.architecture
     )))
 }
 

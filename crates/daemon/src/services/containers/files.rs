@@ -216,6 +216,24 @@ pub(super) fn log_options(record: &Record, files: &Files) -> Option<LogOptions> 
     })
 }
 
+/// Refuses a way of delivery that there is not. Ours is the same for all that there are.
+pub(super) fn check_log_mode(options: &HashMap<String, String>) -> Result<(), String> {
+    let mode = options.get("mode").map(String::as_str).unwrap_or_default();
+    if !matches!(mode, "" | "blocking" | "non-blocking") {
+        return Err(format!("logger: logging mode not supported: {mode}"));
+    }
+    match options.get("max-buffer-size") {
+        None => Ok(()),
+        Some(_) if mode != "non-blocking" => Err(
+            "logger: max-buffer-size option is only supported with 'mode=non-blocking'".to_owned(),
+        ),
+        Some(size) if parse_size(size).is_none() => Err(format!(
+            "error parsing option max-buffer-size: invalid size: '{size}'"
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
 /// Reads `max-size` and `max-file`. The error is for a person.
 pub(super) fn log_limits(
     driver: &str,
@@ -288,6 +306,27 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_of_logs() {
+        let check = |options: &[(&str, &str)]| {
+            let options = options.iter();
+            let options = options.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            check_log_mode(&options.collect())
+        };
+        let (mode, size) = ("mode", "max-buffer-size");
+        assert!(check(&[]).is_ok() && check(&[(mode, "blocking")]).is_ok());
+        assert!(check(&[(mode, "non-blocking"), (size, "4m")]).is_ok());
+        for (options, words) in [
+            (&[(mode, "bogus")][..], "not supported: bogus"),
+            (&[(size, "4m")], "only supported with"),
+            (&[(mode, "blocking"), (size, "4m")], "only supported with"),
+            (&[(mode, "non-blocking"), (size, "x")], "invalid size: 'x'"),
+        ] {
+            let error = check(options).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
 
     #[test]
     fn sizes() {
