@@ -48,8 +48,8 @@ pub use process::{DEFAULT_PATH, ExecInput, command, exec_process};
 pub use resources::{MINIMUM_MEMORY, MINIMUM_VM_MEMORY, check as check_limits};
 pub use security::SecurityOptions;
 pub use validate::{
-    DEFAULT_RUNTIME, apply_defaults, check_restart, check_user_namespace, effective_isolation,
-    extra_host, validate,
+    DEFAULT_RUNTIME, apply_defaults, check_restart, check_user_namespace, discard,
+    effective_isolation, extra_host, validate,
 };
 
 /// What a specification is made from. `config` is already merged with its image's

@@ -46,11 +46,7 @@ pub fn apply_defaults(
             IsolationKind::Hyperv => HostConfigIsolationEnum::HYPERV,
         });
     }
-    if isolation == IsolationKind::Process {
-        discard_unsupported(host_config, facts, &mut warnings);
-    } else {
-        discard_for_vm(host_config, &mut warnings);
-    }
+    warnings.extend(discard(host_config, isolation, facts));
     let is_blank = |value: &Option<String>| value.as_deref().is_none_or(str::is_empty);
     if is_blank(&host_config.network_mode) || host_config.network_mode.as_deref() == Some("default")
     {
@@ -100,6 +96,20 @@ pub fn apply_defaults(
         if host_config.readonly_paths.is_none() {
             host_config.readonly_paths = Some(crate::security::readonly_paths(host_config));
         }
+    }
+    warnings
+}
+
+/// Drops limits that cannot be; what comes back are warnings.
+pub fn discard(
+    host_config: &mut HostConfig,
+    isolation: IsolationKind,
+    facts: &HostFacts,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    match isolation {
+        IsolationKind::Process => discard_unsupported(host_config, facts, &mut warnings),
+        IsolationKind::Hyperv => discard_for_vm(host_config, &mut warnings),
     }
     warnings
 }

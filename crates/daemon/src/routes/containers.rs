@@ -170,8 +170,14 @@ fn refuse_several_networks(body: &Value) -> ApiResult<()> {
 async fn start(
     State(state): State<AppState>,
     Path(id): Path<String>,
+    params: Params,
     headers: HeaderMap,
 ) -> ApiResult<StatusCode> {
+    if params.get("checkpoint").is_some() {
+        return Err(ApiError::bad_request(
+            "checkpoint is only supported in experimental mode",
+        ));
+    }
     // Once a configuration came here; whoever sends one today must not think that it counts.
     let length = headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
@@ -306,8 +312,10 @@ async fn update(
         request = request.without_pids_limit();
     }
     let container = state.containers.find(&id)?;
-    container.update(request).await?;
-    Ok(Json(json!({ "Warnings": null })))
+    let warnings = container.update(request).await?;
+    Ok(Json(json!({
+        "Warnings": if warnings.is_empty() { Value::Null } else { json!(warnings) },
+    })))
 }
 
 async fn remove(

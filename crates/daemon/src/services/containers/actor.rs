@@ -81,8 +81,8 @@ pub enum Command {
     Update {
         /// What.
         request: Box<UpdateRequest>,
-        /// The answer.
-        reply: Reply<()>,
+        /// The answer: what its maker should know.
+        reply: Reply<Vec<String>>,
     },
     /// Put on one more network.
     Connect {
@@ -220,6 +220,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, record: Record, task: Option<Arc<Task>
         id: record.id.clone(),
         commands: commands.clone(),
         view: view_receiver,
+        removing: std::sync::atomic::AtomicBool::new(false),
     });
     let mut actor = Actor {
         shared: Arc::clone(shared),
@@ -583,8 +584,10 @@ impl Actor {
         Ok(())
     }
 
-    async fn update(&mut self, request: &UpdateRequest) -> ApiResult<()> {
-        let host_config = request.apply(&self.record)?;
+    async fn update(&mut self, request: &UpdateRequest) -> ApiResult<Vec<String>> {
+        let mut host_config = request.apply(&self.record)?;
+        let warnings =
+            bulkhead_spec::discard(&mut host_config, self.record.isolation, &self.shared.facts);
         // As at creation, and before anything of it is in force.
         let checked =
             bulkhead_spec::check_limits(&host_config, self.record.isolation, &self.shared.facts);
@@ -609,7 +612,7 @@ impl Actor {
         self.record.host_config = host_config;
         self.commit().await?;
         self.shared.event(&self.record, "update", &[]);
-        Ok(())
+        Ok(warnings)
     }
 
     fn attach(&mut self, request: AttachRequest) -> AttachTarget {
@@ -672,6 +675,10 @@ impl Actor {
     async fn exited(&mut self, status: ExitStatus) {
         let Some(task) = self.task.take() else { return };
         self.monitor = None;
+        // As with Docker: nobody probes it any more.
+        if let Some(health) = &mut self.record.state.health {
+            health.status = super::health::HealthStatus::Unhealthy;
+        }
         let well = status.code == 0 && status.failure.is_none();
         if std::mem::take(&mut self.files_after) && well {
             self.show_files_of(task, true);

@@ -1,5 +1,6 @@
 //! Verbs that take time: they talk to the owner task and watch the views, and hold nothing up.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -252,11 +253,11 @@ impl Handle {
         self.ask(|reply| Command::Unlink { alias, reply }).await
     }
 
-    /// Changes limits or the restart policy.
+    /// Changes limits or the restart policy; gives warnings.
     ///
     /// # Errors
     /// 400 for what cannot be.
-    pub async fn update(&self, request: super::UpdateRequest) -> ApiResult<()> {
+    pub async fn update(&self, request: super::UpdateRequest) -> ApiResult<Vec<String>> {
         let request = Box::new(request);
         self.ask(|reply| Command::Update { request, reply }).await
     }
@@ -315,8 +316,15 @@ impl Handle {
     /// Removes it; with `volumes`, also those of its volumes that nobody named.
     ///
     /// # Errors
-    /// 409 when it runs and `force` is not given.
+    /// 409 when it runs and `force` is not given, and when somebody else is at it.
     pub async fn remove(&self, force: bool, volumes: bool) -> ApiResult<()> {
+        if self.removing.swap(true, Ordering::AcqRel) {
+            return Err(ApiError::conflict(format!(
+                "removal of container {} is already in progress",
+                self.id
+            )));
+        }
+        let _done = Removing(self);
         self.ask(|reply| Command::Remove {
             force,
             volumes,
@@ -355,6 +363,15 @@ impl Handle {
                 error: error.filter(|error| failed && !error.is_empty()),
             }
         }
+    }
+}
+
+/// A removal that goes on.
+struct Removing<'a>(&'a Handle);
+
+impl Drop for Removing<'_> {
+    fn drop(&mut self) {
+        self.0.removing.store(false, Ordering::Release);
     }
 }
 

@@ -102,6 +102,8 @@ pub struct Handle {
     /// The owner's mailbox.
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<View>>,
+    /// Whether somebody removes it.
+    removing: std::sync::atomic::AtomicBool,
 }
 
 impl Handle {

@@ -1,6 +1,7 @@
 //! `docker update`: which limits change, in the record and in the running container.
 
-use bollard_stubs::models::{HostConfig, RestartPolicy};
+use axum::http::StatusCode;
+use bollard_stubs::models::{HostConfig, RestartPolicy, RestartPolicyNameEnum};
 use bulkhead_isolation::Resources;
 use serde::Deserialize;
 
@@ -59,23 +60,27 @@ impl UpdateRequest {
     /// The host configuration as it is to be.
     ///
     /// # Errors
-    /// 400 for limits that contradict each other.
+    /// 400 for limits that contradict each other, 409 for those that contradict what is set.
     pub(super) fn apply(&self, record: &Record) -> ApiResult<HostConfig> {
         let cannot = |why: &str| {
             ApiError::bad_request(format!("Cannot update container {}: {why}", record.id))
         };
         let mut new = record.host_config.clone();
-        if given(self.nano_cpus).is_some()
-            && (given(new.cpu_quota).is_some() || given(self.cpu_quota).is_some())
-        {
-            return Err(cannot(
-                "Conflicting options: Nano CPUs cannot be updated as CPU Quota has already been set",
-            ));
-        }
-        if given(self.cpu_quota).is_some() && given(new.nano_cpus).is_some() {
-            return Err(cannot(
-                "Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set",
-            ));
+        let nano = ("Nano CPUs", "NanoCPUs", self.nano_cpus, new.nano_cpus);
+        let period = ("CPU Period", "CPU Period", self.cpu_period, new.cpu_period);
+        let quota = ("CPU Quota", "CPU Quota", self.cpu_quota, new.cpu_quota);
+        // Both in one request contradict each other already without the container.
+        let pairs = [(nano, period), (nano, quota), (period, nano), (quota, nano)];
+        for ((what, _, asked, _), (_, other, also, has)) in pairs {
+            if given(asked).is_some() && given(has).is_some() && given(also).is_none() {
+                let conflict = format!(
+                    "Conflicting options: {what} cannot be updated as {other} has already been set"
+                );
+                return Err(ApiError {
+                    status: StatusCode::CONFLICT,
+                    ..cannot(&conflict)
+                });
+            }
         }
         let memory = given(self.memory);
         let swap = given(self.memory_swap);
@@ -118,9 +123,10 @@ impl UpdateRequest {
         if let Some(policy) = &self.restart_policy
             && policy
                 .name
-                .is_some_and(|name| name != bollard_stubs::models::RestartPolicyNameEnum::EMPTY)
+                .is_some_and(|name| name != RestartPolicyNameEnum::EMPTY)
         {
-            if record.auto_remove() {
+            // That it is not started again is so already.
+            if record.auto_remove() && policy.name != Some(RestartPolicyNameEnum::NO) {
                 return Err(ApiError::conflict(format!(
                     "Cannot update container {}: Restart policy cannot be updated because \
                      AutoRemove is enabled for the container",
@@ -146,7 +152,9 @@ impl UpdateRequest {
         if let Some(nano) = changed(&old.nano_cpus, &new.nano_cpus) {
             // 1e9 nano CPUs are a whole period of 100 ms.
             cpu_period = Some(100_000);
-            cpu_quota = Some(nano.saturating_mul(100_000) / 1_000_000_000);
+            // Less than a microsecond of them is no limit, as with runc.
+            let quota = nano.saturating_mul(100_000) / 1_000_000_000;
+            cpu_quota = Some(if quota > 0 { quota } else { -1 });
         }
         let resources = Resources {
             memory: changed(&old.memory, &new.memory),
