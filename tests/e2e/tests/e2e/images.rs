@@ -187,3 +187,21 @@ case!(process the_busybox_of_the_suite, |cell| {
     cell.cli("image inspect no-such-image").exits(1).says("no-such-image");
     cell.cli("rmi no-such-image").exits(1).says("no-such-image");
 });
+
+case!(process a_changed_entrypoint_stands_alone, |cell| {
+    let id = cell.create(&format!("{BUSYBOX} sleep 1000"));
+    let name = cell.name("image");
+    let commit = |changes: &str| {
+        cell.cli(&format!("commit {changes} {id} {name}")).ok();
+        let image = cell.cli(&format!("image inspect {name}")).ok().json();
+        image[0]["Config"]["Cmd"].clone()
+    };
+    let entrypoint = "--change 'ENTRYPOINT [\"/bin/echo\"]'";
+    assert!(commit(entrypoint).is_null());
+    let command = "--change 'CMD [\"x\"]'";
+    for both in [format!("{entrypoint} {command}"), format!("{command} {entrypoint}")] {
+        assert_eq!(commit(&both), serde_json::json!(["x"]), "{both}");
+    }
+    cell.cli(&format!("rm {id}")).ok();
+    cell.cli(&format!("rmi {name}")).ok();
+});

@@ -56,6 +56,9 @@ case!(health_is_probed, |cell| {
     assert_eq!(filtered("healthy"), id);
     assert_eq!(filtered("unhealthy"), "");
     assert_eq!(filtered("none"), "");
+    // Of what does not run nothing is known to be well.
+    cell.cli(&format!("kill {id}")).ok();
+    until_health(cell, &id, "unhealthy");
     cell.cli(&format!("rm -f {id}")).ok();
     let events = cell
         .cli(&format!(
@@ -315,6 +318,15 @@ case!(streams_over_a_websocket, |cell| {
     let mut frame = [0; 8];
     socket.read_exact(&mut frame).expect("the echo");
     assert_eq!(&frame[1..], b"\x06hello\n");
+    if !bulkhead_e2e::daemon::is_reference() {
+        // A close is answered in kind, and is the end.
+        socket
+            .write_all(&[0x88, 0x82, 0, 0, 0, 0, 3, 0xe9])
+            .expect("is open");
+        let mut end = Vec::new();
+        socket.read_to_end(&mut end).expect("an end");
+        assert_eq!(end, [0x88, 2, 3, 0xe9]);
+    }
     drop(socket);
     let bad = cell.api("GET", &format!("/containers/{id}/attach/ws?stream=1"), None);
     assert_eq!(bad.status, 400);
@@ -366,6 +378,11 @@ case!(lists_are_filtered, |cell| {
     // What does not run has no ports.
     assert_eq!(list("--filter expose=81"), sorted(&[]));
     assert_eq!(list("--filter expose=80-90/udp"), sorted(&[]));
+    // Without values it filters nothing, and what a value is set to does not count.
+    let mark = format!("%22label%22:%7B%22mark%3D{one}%22:false%7D");
+    let path = format!("/containers/json?all=1&filters=%7B%22name%22:%7B%7D,{mark}%7D");
+    let listed = cell.api("GET", &path, None).json();
+    assert_eq!(listed.as_array().map(Vec::len), Some(3), "{listed}");
     for bad in [
         "status=nope",
         "exited=x",

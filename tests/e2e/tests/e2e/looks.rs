@@ -329,3 +329,42 @@ case!(process the_api_answers_every_path_form, |cell| {
     let status = cell.now_or_then(400, 500);
     assert_eq!(broken.status, status, "{}", broken.message());
 });
+
+case!(process ps_by_port_and_ancestor, |cell| {
+    let mark = format!("--label of={}", cell.name("tag"));
+    let id = cell.detached(&format!(
+        "{mark} -p 127.0.0.1::80 --expose 81 {BUSYBOX} sleep 600"
+    ));
+    let list = |filter: &str| {
+        let line = format!("ps -aq --no-trunc --filter {} {filter}", &mark[2..].replace(' ', "="));
+        cell.cli(&line).ok().lines()
+    };
+    let bound = cell.inspect(&id)["NetworkSettings"]["Ports"]["80/tcp"][0].clone();
+    let public = bound["HostPort"].as_str().expect("a port");
+    for (filter, found) in [
+        (format!("publish={public}"), true),
+        ("publish=80".to_owned(), public == "80"),
+        (format!("publish={public}/udp"), false),
+        ("expose=80".to_owned(), true),
+        ("expose=81".to_owned(), true),
+        ("expose=82".to_owned(), false),
+    ] {
+        let listed = list(&format!("--filter {filter}"));
+        assert_eq!(listed.len(), usize::from(found), "{filter}: {listed:?}");
+    }
+    // What an image was made of is an ancestor, too.
+    let child = format!("{}:1", cell.name("child"));
+    cell.cli(&format!("commit {id} {child}")).ok();
+    cell.cli(&format!("kill {id}")).ok();
+    cell.until_state(&id, "exited");
+    assert!(list("--filter expose=80").is_empty(), "none is open");
+    let made = cell.create(&format!("{mark} {child} true"));
+    let mut of_busybox = list(&format!("--filter ancestor={BUSYBOX}"));
+    of_busybox.sort();
+    let mut both = vec![id, made.clone()];
+    both.sort();
+    assert_eq!(of_busybox, both);
+    assert_eq!(list(&format!("--filter ancestor={child}")), [made.as_str()]);
+    cell.cli(&format!("rm {made}")).ok();
+    cell.cli(&format!("rmi {child}")).ok();
+});

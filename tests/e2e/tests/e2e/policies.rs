@@ -78,6 +78,11 @@ case!(restarts_wait_longer_and_longer, |cell| {
     until("it has been tried three times", cell.limit(), || {
         (cell.inspect(&id)["RestartCount"].as_u64()? >= 3).then_some(())
     });
+    // Nor does a start cut it short, or begin to count anew.
+    let started = cell.api("POST", &format!("/containers/{id}/start"), None);
+    assert_eq!(started.status, 304, "{}", started.message());
+    let count = cell.inspect(&id)["RestartCount"].as_u64();
+    assert!(count >= Some(3), "{count:?}");
     // A stop ends the waiting, whatever is left of it.
     cell.cli(&format!("stop {id}")).ok();
     assert_eq!(cell.state(&id), "exited");
