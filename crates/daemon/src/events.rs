@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_image::Reference;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -95,7 +96,7 @@ impl EventBus {
         ring.last_nano = nano;
         let event = Arc::new(Event {
             status: old_clients.then(|| action.to_owned()),
-            id: old_clients.then(|| id.to_owned()),
+            id: (old_clients && !id.is_empty()).then(|| id.to_owned()),
             from: (kind == "container")
                 .then(|| attributes.get("image").cloned())
                 .flatten(),
@@ -170,7 +171,9 @@ fn matches_one(event: &Event, key: &str, value: &str) -> bool {
     let is = |kind: &str| {
         event.kind == kind
             && (event.actor.id.starts_with(value)
-                || attributes.get("name").is_some_and(|name| name == value))
+                || attributes
+                    .get("name")
+                    .is_some_and(|name| name.starts_with(value)))
     };
     match key {
         // `exec_start: sh` is found by `event=exec_start`.
@@ -186,13 +189,14 @@ fn matches_one(event: &Event, key: &str, value: &str) -> bool {
         "container" | "network" | "volume" | "plugin" | "daemon" | "node" | "secret"
         | "service" | "config" => is(key),
         "image" => {
-            if event.kind == "image" {
-                is("image")
-            } else {
-                attributes
-                    .get("image")
-                    .is_some_and(|image| image == value || image.split(':').next() == Some(value))
-            }
+            let attribute = match event.kind.as_str() {
+                "image" => "name",
+                _ => "image",
+            };
+            let image = attributes.get(attribute).map_or("", String::as_str);
+            [event.actor.id.as_str(), image]
+                .iter()
+                .any(|name| *name == value || without_tag(name).is_some_and(|name| name == value))
         }
         "label" => match value.split_once('=') {
             Some((name, wanted)) => attributes.get(name).is_some_and(|have| have == wanted),
@@ -201,6 +205,12 @@ fn matches_one(event: &Event, key: &str, value: &str) -> bool {
         // As dockerd: what it does not know, it does not look at.
         _ => true,
     }
+}
+
+/// The repository of a name, as users write it; `None` for what is no name.
+fn without_tag(name: &str) -> Option<String> {
+    let reference = Reference::parse(name).ok()?;
+    Some(reference.familiar_name())
 }
 
 #[cfg(test)]
@@ -233,7 +243,7 @@ mod tests {
             "container",
             "exec_start: sh",
             "a1b2",
-            attributes(&[("name", "x"), ("image", "busybox:latest"), ("l", "1")]),
+            attributes(&[("name", "web_1"), ("image", "busybox:latest"), ("l", "1")]),
         );
         let event = &bus.subscribe().0[0];
         let filter = |key: &str, value: &str| {
@@ -243,10 +253,28 @@ mod tests {
         assert!(filter("event", "exec_start"));
         assert!(!filter("event", "exec_die"));
         assert!(filter("container", "a1"));
-        assert!(filter("container", "x"));
+        assert!(filter("container", "web"));
+        assert!(filter("container", "web_1"));
+        assert!(!filter("container", "eb"));
         assert!(filter("image", "busybox"));
+        assert!(filter("image", "busybox:latest"));
+        assert!(!filter("image", "busy"));
         assert!(filter("label", "l=1"));
         assert!(!filter("label", "l=2"));
         assert!(!filter("type", "image"));
+        let name = "localhost:5000/a/b:1";
+        bus.publish("image", "tag", "sha256:12", attributes(&[("name", name)]));
+        let event = &bus.subscribe().0[1];
+        let image = |value: &str| {
+            EventFilter::new(HashMap::from([(
+                "image".to_owned(),
+                vec![value.to_owned()],
+            )]))
+            .matches(event)
+        };
+        assert!(image("localhost:5000/a/b"));
+        assert!(image(name));
+        assert!(image("sha256:12"));
+        assert!(!image("localhost"));
     }
 }

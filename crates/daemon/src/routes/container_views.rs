@@ -11,7 +11,7 @@ use bulkhead_image::{ImageId, ImageSummary};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::query::{Params, check_filters};
+use super::query::{Params, check_filters, is_like};
 use super::{network_shapes, shapes};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
@@ -354,10 +354,7 @@ fn has_volume(view: &View, value: &str) -> bool {
 
 /// Docker matches names by regular expression, with and without the slash.
 fn name_matches(name: &str, pattern: &str) -> bool {
-    match regex::Regex::new(pattern) {
-        Ok(regex) => regex.is_match(name) || regex.is_match(&format!("/{name}")),
-        Err(_) => name == pattern.trim_start_matches('/'),
-    }
+    is_like(name, pattern) || is_like(&format!("/{name}"), pattern)
 }
 
 #[cfg(test)]

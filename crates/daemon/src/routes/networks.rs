@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::body::JsonBody;
 use super::network_shapes;
-use super::query::{Params, check_filters, labels_match, until};
+use super::query::{Params, check_filters, is_like, labels_match, until};
 use crate::error::{ApiError, ApiResult};
 use crate::services::networks::CreateRequest;
 use crate::services::networks::NetworkView;
@@ -77,8 +77,8 @@ fn passes(view: &NetworkView, filters: &HashMap<String, Vec<String>>) -> bool {
             .is_none_or(|values| values.is_empty() || values.iter().any(|value| test(value)))
     };
     let dangling = !record.is_predefined() && view.members.is_empty();
-    any("name", &|value| record.name.contains(value))
-        && any("id", &|value| record.id.contains(value))
+    any("name", &|value| is_like(&record.name, value))
+        && any("id", &|value| is_like(&record.id, value))
         && any("driver", &|value| record.driver.as_str() == value)
         && any("scope", &|value| value == "local")
         && any("type", &|value| {

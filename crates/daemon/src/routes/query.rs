@@ -230,6 +230,12 @@ pub fn labels_match<'a>(
     values("label").iter().all(has) && !values("label!").iter().any(has)
 }
 
+/// Whether a name or an ID is what a filter's value says: exactly, or as a regular expression
+/// that matches anywhere. What is no expression matches nothing else.
+pub fn is_like(text: &str, pattern: &str) -> bool {
+    text == pattern || regex::Regex::new(pattern).is_ok_and(|regex| regex.is_match(text))
+}
+
 /// Reads a time: seconds since the epoch with or without a fraction, RFC 3339, or an age
 /// such as `10m` or `1h30m`.
 ///

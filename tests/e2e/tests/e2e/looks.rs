@@ -247,6 +247,36 @@ case!(events, |cell| {
         ))
         .ok();
     output.says("exitCode=3").says(&name).says("container die");
+    // An end is enough to hear of the past, and how a name begins.
+    let part = &name[..name.len() - 1];
+    cell.cli(&format!(
+        "events --until {until} --filter container={part} --filter event=die"
+    ))
+    .ok()
+    .says("exitCode=3")
+    .says(&name);
+});
+
+case!(process filters_of_names_are_expressions, |cell| {
+    let short = cell.name("thing");
+    let long = format!("{short}-more");
+    for kind in ["network", "volume"] {
+        cell.cli(&format!("{kind} create {short}")).ok();
+        cell.cli(&format!("{kind} create {long}")).ok();
+        let found = |pattern: &str| {
+            let line = format!("{kind} ls --filter name={pattern} --format '{{{{.Name}}}}'");
+            let mut lines = cell.cli(&line).ok().lines();
+            lines.sort();
+            lines
+        };
+        let both = [short.clone(), long.clone()];
+        assert_eq!(found(&short), both, "{kind}");
+        assert_eq!(found(&format!("^{short}")), both, "{kind}");
+        assert_eq!(found(&format!("^{short}$")), [short.as_str()], "{kind}");
+        assert_eq!(found(&format!("{short}.more")), [long.as_str()], "{kind}");
+        assert!(found(&format!("{short}[")).is_empty(), "{kind}");
+        cell.cli(&format!("{kind} rm {short} {long}")).ok();
+    }
 });
 
 case!(who_hears_of_an_end_finds_it_ended, |cell| {

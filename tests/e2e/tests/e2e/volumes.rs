@@ -684,6 +684,11 @@ case!(process volumes_with_options, |cell| {
     ))
     .ok();
     cell.cli(&format!("volume create -o type=none -o device={path} -o o=bind {bound}")).ok();
+    // Nobody's, and yet neither pruned nor counted.
+    let pruned = cell.api("POST", "/v1.41/volumes/prune", None);
+    assert_eq!(pruned.json()["VolumesDeleted"], json!([]));
+    let usage = cell.api("GET", "/system/df", None).json();
+    assert_eq!(usage["Volumes"], json!([]));
     let shown = cell.cli(&format!("volume inspect {memory}")).ok().json();
     assert_eq!(shown[0]["Options"]["o"], "size=1m,uid=9");
     let script = "stat -c %u /m; touch /m/x /b/ready; \

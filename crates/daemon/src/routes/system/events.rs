@@ -34,7 +34,9 @@ pub(super) async fn events(State(state): State<AppState>, params: Params) -> Api
     let now = nanoseconds(Timestamp::now());
     let before: Vec<Bytes> = past
         .iter()
-        .filter(|event| since.is_some_and(|since| event.time_nano >= since))
+        // What has happened is told to who gives either time.
+        .filter(|_| since.is_some() || until.is_some())
+        .filter(|event| since.is_none_or(|since| event.time_nano >= since))
         .filter(|event| until.is_none_or(|until| event.time_nano <= until))
         .filter(|event| filter.matches(event))
         .map(encode)

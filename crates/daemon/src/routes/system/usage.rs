@@ -67,7 +67,9 @@ pub(super) async fn usage(
     }
     if wanted("volume") {
         let mut volumes = Vec::new();
-        for (volume, users) in state.volumes.all() {
+        // What has options of the driver is elsewhere, as Docker sees it, and not counted.
+        let all = state.volumes.all().into_iter();
+        for (volume, users) in all.filter(|(volume, _)| volume.is_plain()) {
             let size = state.volumes.size(&volume).await;
             let mut shape = super::volumes::shape(&state.volumes, &volume);
             shape["UsageData"] = json!({ "RefCount": users, "Size": size });

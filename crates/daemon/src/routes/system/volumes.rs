@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::body::JsonBody;
-use super::super::query::{Params, check_filters, labels_match};
+use super::super::query::{Params, check_filters, is_like, labels_match};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
 use crate::services::volumes::{DRIVER, Volume, VolumeRequest, Volumes};
@@ -59,7 +59,7 @@ async fn list(State(state): State<AppState>, params: Params) -> ApiResult<Json<V
         .all()
         .iter()
         .filter(|(volume, users)| {
-            let name = |wanted: &String| volume.name.contains(wanted.as_str());
+            let name = |wanted: &String| is_like(&volume.name, wanted);
             dangling.is_none_or(|dangling| dangling == (*users == 0))
                 && (values("name").is_empty() || values("name").iter().any(name))
                 && (values("driver").is_empty() || values("driver").iter().any(|d| d == DRIVER))
@@ -137,7 +137,8 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Since 1.42 only volumes that nobody named go, unless all are asked for.
+/// Since 1.42 only volumes that nobody named go, unless all are asked for. Those with options
+/// of the driver stay: how they are mounted could not be told again.
 async fn prune(
     State(state): State<AppState>,
     params: Params,
@@ -160,7 +161,9 @@ async fn prune(
     let (removed, bytes) = state
         .volumes
         .prune(|volume| {
-            (all || volume.is_anonymous()) && labels_match(volume.labels.as_ref(), &filters)
+            (all || volume.is_anonymous())
+                && volume.is_plain()
+                && labels_match(volume.labels.as_ref(), &filters)
         })
         .await;
     state.events.pruned("volume", bytes);

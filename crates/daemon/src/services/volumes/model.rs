@@ -39,6 +39,11 @@ impl Volume {
             .as_ref()
             .is_some_and(|labels| labels.contains_key(ANONYMOUS))
     }
+
+    /// Whether it has no options of the driver, and so is nothing but a directory of ours.
+    pub fn is_plain(&self) -> bool {
+        self.options.as_ref().is_none_or(BTreeMap::is_empty)
+    }
 }
 
 /// What a volume is to be like.
