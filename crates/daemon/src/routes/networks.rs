@@ -19,6 +19,11 @@ use crate::services::networks::CreateRequest;
 use crate::services::networks::NetworkView;
 use crate::state::AppState;
 
+/// What Go reads as a flag.
+const FLAGS: [&str; 12] = [
+    "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False",
+];
+
 /// The routes.
 pub fn router() -> Router<AppState> {
     Router::new()
@@ -102,6 +107,15 @@ async fn inspect(
     match params.get("scope") {
         None | Some("local") => {}
         Some(_) => return Err(ApiError::not_found(format!("network {id} not found"))),
+    }
+    // There is no more to say here, but what is no flag is refused.
+    if let Some(verbose) = params.get("verbose")
+        && !FLAGS.contains(&verbose)
+    {
+        return Err(ApiError::bad_request(format!(
+            "invalid value for verbose: {verbose}: strconv.ParseBool: parsing \"{verbose}\": \
+             invalid syntax"
+        )));
     }
     let view = state.networks.find(&id).await?;
     Ok(Json(network_shapes::network(&view, true)))

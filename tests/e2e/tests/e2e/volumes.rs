@@ -684,6 +684,10 @@ case!(process volumes_with_options, |cell| {
     ))
     .ok();
     cell.cli(&format!("volume create -o type=none -o device={path} -o o=bind {bound}")).ok();
+    // Options without a value are none.
+    let plain = cell.name("plain");
+    cell.cli(&format!("volume create -o type= -o device= -o o= {plain}")).ok();
+    cell.cli(&format!("volume rm {plain}")).ok();
     // Nobody's, and yet neither pruned nor counted.
     let pruned = cell.api("POST", "/v1.41/volumes/prune", None);
     assert_eq!(pruned.json()["VolumesDeleted"], json!([]));

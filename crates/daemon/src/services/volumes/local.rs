@@ -71,13 +71,17 @@ pub fn backing(name: &str, options: Option<&BTreeMap<String, String>>) -> ApiRes
             other => return Err(refused(format!("invalid option: \"{other}\""))),
         }
     }
-    let text = |key: &str| options.get(key).map(String::as_str).unwrap_or_default();
     for (key, needed) in [("device", "type"), ("type", "device"), ("o", "device")] {
-        if options.contains_key(key) && text(needed).is_empty() {
+        if options.contains_key(key) && !options.contains_key(needed) {
             return Err(refused(format!("missing required option: \"{needed}\"")));
         }
     }
+    let text = |key: &str| options.get(key).map(String::as_str).unwrap_or_default();
     let kind = text("type");
+    // Given, as scripts do whose variables are empty, but for nothing that is to be mounted.
+    if kind.is_empty() && text("device").is_empty() {
+        return Ok(Backing::Directory);
+    }
     let given: Vec<String> = text("o")
         .split(',')
         .filter(|option| !option.is_empty())
@@ -194,6 +198,8 @@ mod tests {
     fn what_options_mean() {
         assert_eq!(backing("v1", None).unwrap(), Backing::Directory);
         assert_eq!(of(&[]).unwrap(), Backing::Directory);
+        let empty = [("type", ""), ("device", ""), ("o", "")];
+        assert_eq!(of(&empty).unwrap(), Backing::Directory);
         let tmpfs = of(&[
             ("type", "tmpfs"),
             ("device", "tmpfs"),
