@@ -154,6 +154,7 @@ async fn list(
     let now = Timestamp::now();
     let mut out = Vec::with_capacity(views.len());
     let more_names = state.containers.link_names();
+    let images = ImageNames::of(&state, &views).await?;
     for view in views {
         let size = match params.flag("size") {
             true => Some(sizes(&state, &view).await),
@@ -161,9 +162,34 @@ async fn list(
         };
         let more_names = more_names.get(&view.record.id);
         let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
-        out.push(shapes::summary(&view, more_names, size, now, version));
+        let image = images.shown(&view);
+        out.push(shapes::summary(
+            &view, image, more_names, size, now, version,
+        ));
     }
     Ok(Json(Value::Array(out)))
+}
+
+/// What names of images mean while containers are listed.
+pub(super) struct ImageNames(HashMap<String, ImageId>);
+
+impl ImageNames {
+    /// Those of some containers.
+    pub(super) async fn of(state: &AppState, views: &[Arc<View>]) -> ApiResult<Self> {
+        let names = views.iter().map(|view| view.record.image.clone());
+        let found = state.images.resolve_all(names.collect()).await?;
+        Ok(Self(found))
+    }
+
+    /// As what a container's image is shown: its name for as long as it still has that.
+    pub(super) fn shown<'a>(&self, view: &'a View) -> &'a str {
+        let record = &view.record;
+        let meant = self.0.get(&record.image).map(ToString::to_string);
+        match meant {
+            Some(id) if id == record.image_id => &record.image,
+            _ => &record.image_id,
+        }
+    }
 }
 
 /// Filters of the list, resolved.

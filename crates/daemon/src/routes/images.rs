@@ -32,6 +32,8 @@ use crate::state::AppState;
 
 /// The first API version that has no `VirtualSize` any more.
 pub(crate) const WITHOUT_VIRTUAL_SIZE: ApiVersion = ApiVersion(1, 44);
+/// Without the members of an image's configuration that only containers have.
+const WITHOUT_CONTAINER_MEMBERS: ApiVersion = ApiVersion(1, 50);
 /// The first API version in which an image without a name has no tags, instead of one that
 /// says `<none>`.
 const WITHOUT_NONE_TAGS: ApiVersion = ApiVersion(1, 43);
@@ -263,10 +265,6 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
     let until = filter::until_filter(&filters, "until")?;
     let before = state.images.disk_usage().await?;
     let uses = state.containers.image_uses();
-    let forced = RemoveOptions {
-        force: true,
-        keep_parents: false,
-    };
     let mut removed = Vec::new();
     for image in state.images.list().await? {
         let kept = (dangling_only && !image.tags.is_empty())
@@ -276,19 +274,27 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
         if kept {
             continue;
         }
-        // An image that got a container or went away meanwhile is no failure of a prune.
+        // By each name, so that one that others were made from at least loses those.
+        let mut names = [names(&image.tags), names(&image.digests)].concat();
+        if names.is_empty() {
+            names.push(image.id.to_string());
+        }
         let _no_creates = state.containers.hold_creates().await;
-        let id = image.id.to_string();
-        match state
-            .images
-            .remove(&id, forced, state.containers.image_uses())
-            .await
-        {
-            Ok(report) => removed.extend(removals(&report)),
-            Err(error) if error.status.is_client_error() => {
-                tracing::debug!(image = %id, %error, "not pruned");
+        for name in names {
+            let uses = state.containers.image_uses();
+            match state
+                .images
+                .remove(&name, RemoveOptions::default(), uses)
+                .await
+            {
+                Ok(report) => removed.extend(removals(&report)),
+                // An image that got a container or went away meanwhile is no failure of a
+                // prune, nor is a digest that went with its last tag.
+                Err(error) if error.status.is_client_error() => {
+                    tracing::debug!(image = %name, %error, "not pruned");
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
     }
     let after = state.images.disk_usage().await?;
@@ -324,6 +330,24 @@ fn inspect(detail: &ImageDetail, version: ApiVersion) -> Value {
     ] {
         if let Some(config) = config.as_object_mut() {
             config.entry(name).or_insert(empty);
+        }
+    }
+    // What only containers have was there all the same.
+    if version < WITHOUT_CONTAINER_MEMBERS
+        && let Some(config) = config.as_object_mut()
+    {
+        for name in [
+            "AttachStderr",
+            "AttachStdin",
+            "AttachStdout",
+            "OpenStdin",
+            "StdinOnce",
+            "Tty",
+        ] {
+            config.entry(name).or_insert(json!(false));
+        }
+        for name in ["Domainname", "Hostname", "Image"] {
+            config.entry(name).or_insert(json!(""));
         }
     }
     // Docker left these two out of API 1.45. Compose 1 asks for the newest version that there

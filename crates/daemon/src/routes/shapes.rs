@@ -282,9 +282,10 @@ pub fn inspect(containers: &Containers, view: &View, size: Option<(u64, u64)>) -
 
 /// One entry of `GET /containers/json`.
 ///
-/// `more_names` are those that links give it.
+/// `image` is what its image is shown as; `more_names` are those that links give it.
 pub fn summary(
     view: &View,
+    image: &str,
     more_names: &[String],
     size: Option<(u64, u64)>,
     now: Timestamp,
@@ -298,7 +299,7 @@ pub fn summary(
     put("Id", json!(record.id));
     let own_name = [format!("/{}", record.name)];
     put("Names", json!([&own_name, more_names].concat()));
-    put("Image", json!(record.image));
+    put("Image", json!(image));
     put("ImageID", json!(record.image_id));
     put("Command", json!(command_line(record)));
     put("Created", json!(record.created.as_second()));

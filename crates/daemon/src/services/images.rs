@@ -3,7 +3,7 @@
 //! The store blocks, so every call runs on a blocking thread; archives come in through
 //! [`BodyReader`]. What changes is published as events here, once the store has said yes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -72,6 +72,21 @@ impl Images {
     pub async fn resolve(&self, text: &str) -> ApiResult<ImageId> {
         let text = text.to_owned();
         self.with(move |store| store.resolve(&text)).await
+    }
+
+    /// What several names mean, without those that mean nothing.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn resolve_all(&self, names: HashSet<String>) -> ApiResult<HashMap<String, ImageId>> {
+        self.with(move |store| {
+            let found = names.into_iter().filter_map(|name| {
+                let id = store.resolve(&name).ok()?;
+                Some((name, id))
+            });
+            Ok(found.collect())
+        })
+        .await
     }
 
     /// All that is known of an image.
@@ -182,14 +197,12 @@ impl Images {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<ImageId, ImageError> {
         let id = self.store.import(body, options, progress)?;
-        let name = options.reference.as_ref().map_or_else(
-            || id.to_string(),
-            |r| r.clone().with_default_tag().familiar(),
-        );
-        self.publish("import", &id.to_string(), &name);
-        if options.reference.is_some() {
-            self.publish("tag", &id.to_string(), &name);
+        let text = id.to_string();
+        if let Some(reference) = &options.reference {
+            let name = reference.clone().with_default_tag();
+            self.publish("tag", &text, &name.familiar());
         }
+        self.publish("import", &text, &text);
         Ok(id)
     }
 
@@ -205,9 +218,7 @@ impl Images {
         let loaded = self.store.load(body, progress)?;
         for image in &loaded {
             let id = image.id.to_string();
-            for tagged in &image.references {
-                self.publish("tag", &id, &tagged.reference.familiar());
-            }
+            // Not of the names that come with it.
             self.publish("load", &id, &id);
         }
         Ok(loaded)

@@ -191,6 +191,88 @@ case!(process parents_and_children, |cell| {
     finish(cell);
 });
 
+case!(process what_is_pruned_and_what_lists_show_of_it, |cell| {
+    let cell = cell.on(Daemon::start(&[]));
+    let base = build(&cell, "base:1", &format!("FROM {BUSYBOX}\nENV A=1\n"));
+    cell.cli("tag base:1 base:2").ok();
+    import(&cell, "", "own:1", marked("own"));
+    let child = build(&cell, "child:1", "FROM base:1\nENV B=2\nCMD x\n");
+    let container = cell.create("child:1");
+    let shown = || {
+        let listed = cell.api("GET", "/containers/json?all=1", None).json();
+        listed[0]["Image"].clone()
+    };
+    assert_eq!(shown(), "child:1");
+    // What builds made on the way is not counted.
+    let usage = cell.api("GET", "/system/df", None).json();
+    assert_eq!(usage["Images"].as_array().map(Vec::len), Some(4), "{usage}");
+    // In use or not, all names go; what others were made from stays without one.
+    let pruned = cell.cli("image prune -a -f").ok().to_string();
+    for name in ["base:1", "base:2", "own:1"] {
+        assert!(pruned.contains(&format!("untagged: {name}")), "{pruned}");
+    }
+    let kept = cell.api("GET", &format!("/images/{base}/json"), None).json();
+    assert_eq!(kept["RepoTags"], json!([]));
+    // A name that means another image now is not what the container has.
+    build(&cell, "child:1", "FROM scratch\nENV C=3\nCMD x\n");
+    assert_eq!(shown(), child.as_str());
+    cell.cli("rmi child:1").ok();
+    assert_eq!(shown(), child.as_str());
+    // Old clients find members of an image that only containers have.
+    let document = cell.api("GET", &format!("/v1.41/images/{child}/json"), None).json();
+    for (name, empty) in [("Tty", json!(false)), ("AttachStdin", json!(false)), ("Hostname", json!(""))] {
+        assert_eq!(document["Config"][name], empty, "{name}");
+    }
+    cell.cli(&format!("rm {container}")).ok();
+    finish(cell);
+});
+
+case!(process what_happens_to_images_is_told_in_dockers_order, |cell| {
+    let cell = cell.on(Daemon::start(&[]));
+    let now = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.expect("after 1970");
+        format!("{}.{:09}", now.as_secs(), now.subsec_nanos())
+    };
+    let since = now();
+    let imported = import(&cell, "", "own:1", marked("own"));
+    let archive = cell.api("GET", "/images/own:1/get", None).body;
+    cell.cli("rmi own:1").ok();
+    cell.line("load").stdin(archive).output().ok();
+    let container = cell.create(&format!("{BUSYBOX} true"));
+    cell.cli(&format!("commit {container} made:1")).ok();
+    cell.api("POST", "/images/prune", None);
+    let path = format!("/events?since={since}&until={}", now());
+    let answer = cell.api("GET", &path, None);
+    let events: Vec<Value> = serde_json::Deserializer::from_slice(&answer.body)
+        .into_iter()
+        .map(|event| event.expect("an event"))
+        .collect();
+    let told: Vec<String> = events
+        .iter()
+        .map(|event| format!("{} {}", event["Type"], event["Action"]).replace('"', ""))
+        .collect();
+    let expected = [
+        "image tag",
+        "image import",
+        "image save",
+        "image untag",
+        "image delete",
+        "image load",
+        "container create",
+        "image tag",
+        "container commit",
+        "image prune",
+    ];
+    assert_eq!(told, expected);
+    let name = |at: usize| &events[at]["Actor"]["Attributes"]["name"];
+    assert_eq!((name(0), name(7)), (&json!("own:1"), &json!("made:1")));
+    assert_eq!((name(1), name(2)), (&json!(imported), &json!(imported)));
+    assert_eq!(events[9].get("id"), None, "{}", events[9]);
+    cell.cli(&format!("rm {container}")).ok();
+    finish(cell);
+});
+
 case!(process history_tells_every_step, |cell| {
     let name = cell.name("image");
     let dockerfile = format!(

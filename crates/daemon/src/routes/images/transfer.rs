@@ -290,6 +290,10 @@ pub(super) async fn save_names(state: &AppState, names: Vec<String>) -> ApiResul
         .await
         .map_err(|error| ApiError::internal("image store", &error))?
         .map_err(|error| api_error(&error))?;
+    for id in plan.images() {
+        let id = id.to_string();
+        state.images.announce("save", &id, &id);
+    }
     let (sender, receiver) = mpsc::channel(8);
     tokio::task::spawn_blocking(move || plan.write(sender));
     let stream = futures::stream::unfold(receiver, |mut receiver| async move {

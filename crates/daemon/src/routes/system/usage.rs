@@ -1,12 +1,14 @@
 //! `docker system df`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use axum::Json;
 use axum::extract::State;
+use bulkhead_image::ImageSummary;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::super::container_views::ImageNames;
 use super::super::images::WITHOUT_VIRTUAL_SIZE;
 use super::super::images::names;
 use super::super::query::Params;
@@ -37,8 +39,14 @@ pub(super) async fn usage(
     });
     if wanted("image") {
         let shared = state.images.shared_sizes().await?;
+        // What a build made on the way, and gave no name, is no image of a user's.
+        let parents: HashSet<_> = images.iter().filter_map(|image| image.parent).collect();
+        let is_step = |image: &&ImageSummary| {
+            image.tags.is_empty() && image.digests.is_empty() && parents.contains(&image.id)
+        };
         out["Images"] = images
             .iter()
+            .filter(|image| !is_step(image))
             .map(|image| {
                 let mut line = json!({
                     "Id": image.id.to_string(),
@@ -63,7 +71,7 @@ pub(super) async fn usage(
             .iter()
             .map(|image| (image.id.to_string(), image.size))
             .collect();
-        out["Containers"] = containers(&state, sizes).await;
+        out["Containers"] = containers(&state, sizes).await?;
     }
     if wanted("volume") {
         let mut volumes = Vec::new();
@@ -114,12 +122,18 @@ fn cache(view: &CacheView) -> Value {
     })
 }
 
-async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> Value {
+async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> ApiResult<Value> {
     let more_names = state.containers.link_names();
     let now = Timestamp::now();
     let mut lines = Vec::new();
-    for handle in state.containers.all() {
-        let view = handle.view();
+    let views: Vec<_> = state
+        .containers
+        .all()
+        .into_iter()
+        .map(|handle| handle.view())
+        .collect();
+    let images = ImageNames::of(state, &views).await?;
+    for view in views {
         let record = &view.record;
         // The number that `docker ps -s` shows.
         let written = state.containers.writable_size(record).await;
@@ -129,11 +143,12 @@ async fn containers(state: &AppState, image_sizes: HashMap<String, u64>) -> Valu
         let more_names = more_names.map(Vec::as_slice).unwrap_or_default();
         lines.push(shapes::summary(
             &view,
+            images.shown(&view),
             more_names,
             Some(size),
             now,
             ApiVersion::NEWEST,
         ));
     }
-    Value::Array(lines)
+    Ok(Value::Array(lines))
 }

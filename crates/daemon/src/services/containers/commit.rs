@@ -12,7 +12,7 @@ use super::archive::LayerTar;
 use super::model::{Record, Status};
 use super::{Containers, Handle};
 use crate::error::{ApiError, ApiResult};
-use crate::services::images::api_error;
+use crate::services::images::{Images, api_error};
 
 /// An archive without entries, which is no layer.
 const EMPTY: [u8; 1024] = [0; 1024];
@@ -65,6 +65,12 @@ impl Containers {
                 ("imageID", id.to_string()),
             ];
             if let Some(reference) = reference {
+                let shared = &containers.shared;
+                Images::new(Arc::clone(&shared.images), shared.events.clone()).announce(
+                    "tag",
+                    &id.to_string(),
+                    &reference.familiar(),
+                );
                 attributes.push(("imageRef", reference.familiar()));
             }
             handle.announce("commit", attributes).await;

@@ -35,6 +35,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// The images that are written.
+    pub(super) fn images(&self) -> impl Iterator<Item = ImageId> {
+        self.entries.iter().map(|entry| entry.id)
+    }
+
     /// Looks up what was named. A repository without a tag means all its tags; an ID names an
     /// image without any.
     ///
