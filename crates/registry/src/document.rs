@@ -129,8 +129,17 @@ impl Document {
         })
     }
 
-    /// Parses and checks it.
+    /// Parses it, and checks that it is an image's.
     pub(crate) fn parse(&self) -> Result<Parsed> {
+        let parsed = self.parse_any()?;
+        if let Parsed::Manifest(manifest) = &parsed {
+            manifest.check()?;
+        }
+        Ok(parsed)
+    }
+
+    /// Parses it, whatever it is a manifest of.
+    pub(crate) fn parse_any(&self) -> Result<Parsed> {
         match self.kind()?.as_str() {
             DOCKER_LIST | OCI_INDEX => {
                 let index: Index = serde_json::from_slice(&self.bytes).map_err(malformed)?;
@@ -143,7 +152,6 @@ impl Document {
             }
             DOCKER_MANIFEST | OCI_MANIFEST => {
                 let manifest: Manifest = serde_json::from_slice(&self.bytes).map_err(malformed)?;
-                manifest.check()?;
                 Ok(Parsed::Manifest(Box::new(manifest)))
             }
             other => Err(RegistryError::Unsupported(format!(

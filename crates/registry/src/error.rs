@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Unauthorized,
     /// The credentials do not suffice (403).
     Forbidden,
+    /// The registry has been asked too often (429).
+    TooManyRequests,
     /// The caller's words are wrong (400).
     InvalidArgument,
     /// Everything else (500).
@@ -141,7 +143,12 @@ impl RegistryError {
             | Self::PullDenied { .. }
             | Self::NoMatchingPlatform(_) => ErrorKind::NotFound,
             Self::LoginFailed { .. } => ErrorKind::Unauthorized,
-            Self::Refused(refusal) if refusal.status == 401 => ErrorKind::Unauthorized,
+            Self::Refused(refusal) => match refusal.status {
+                401 => ErrorKind::Unauthorized,
+                403 => ErrorKind::Forbidden,
+                429 => ErrorKind::TooManyRequests,
+                _ => ErrorKind::Other,
+            },
             Self::NoFile { status, .. } => match *status {
                 StatusCode::NOT_FOUND => ErrorKind::NotFound,
                 StatusCode::BAD_REQUEST => ErrorKind::InvalidArgument,

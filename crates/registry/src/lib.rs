@@ -29,7 +29,7 @@ use bulkhead_image::ImageStore;
 pub use auth::{Credentials, decode_base64};
 pub use error::{ErrorKind, Refusal, RegistryError, Result};
 pub use fetch::FetchedFile;
-pub use login::Login;
+pub use login::{Login, server_name};
 pub use progress::{Message, Reporter};
 pub use pull::{PullRequest, PulledImage};
 pub use push::{PushRequest, PushedImage};

@@ -12,7 +12,7 @@ use crate::error::{RegistryError, Result};
 use crate::http;
 use crate::repository::Repository;
 use crate::settings::DEFAULT_DOMAIN;
-use bulkhead_image::{ImageConfig, Reference};
+use bulkhead_image::Reference;
 
 /// What a login is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,15 @@ impl Registry {
             let repository = Repository::new(endpoint, reference.path(), "pull");
             describe(&repository, reference)
                 .await
-                .map_err(|error| error.for_pull(reference))
+                .map_err(|error| match error {
+                    // Not a pull's: these come with a status of their own.
+                    RegistryError::Refused(refusal)
+                        if matches!(refusal.status, 401 | 403 | 429) =>
+                    {
+                        RegistryError::Refused(refusal)
+                    }
+                    error => error.for_pull(reference),
+                })
         };
         self.endpoints
             .each(reference.domain(), credentials, true, work)
@@ -96,22 +104,22 @@ async fn describe(repository: &Repository, reference: &Reference) -> Result<Valu
         None => reference.tag().unwrap_or("latest").to_owned(),
     };
     let document = repository.manifest(&wanted).await?;
-    let platforms = match document.parse()? {
+    let platforms: Vec<Value> = match document.parse_any()? {
         Parsed::Index(index) => index
             .manifests
             .iter()
             .filter_map(|entry| serde_json::to_value(entry.platform.as_ref()?).ok())
             .collect(),
         Parsed::Manifest(manifest) => {
+            // What is no image has a config that says nothing of this, if it has any.
             let config = repository
                 .small_blob(&manifest.config.digest, MAX_CONFIG, "image config")
-                .await?;
-            let config = ImageConfig::parse(&config)?;
-            let mut platform = json!({ "architecture": config.architecture, "os": config.os });
-            if let Some(variant) = config.variant {
-                platform["variant"] = json!(variant);
-            }
-            vec![platform]
+                .await;
+            config
+                .ok()
+                .and_then(|bytes| platform(&bytes))
+                .into_iter()
+                .collect()
         }
     };
     Ok(json!({
@@ -124,8 +132,25 @@ async fn describe(repository: &Repository, reference: &Reference) -> Result<Valu
     }))
 }
 
+/// The platform of an image's config.
+fn platform(config: &[u8]) -> Option<Value> {
+    let config: Value = serde_json::from_slice(config).ok()?;
+    let text = |name: &str| {
+        let text = config.get(name).and_then(Value::as_str);
+        text.unwrap_or_default()
+    };
+    if text("os").is_empty() && text("architecture").is_empty() {
+        return None;
+    }
+    let mut platform = json!({ "architecture": text("architecture"), "os": text("os") });
+    if !text("variant").is_empty() {
+        platform["variant"] = json!(text("variant"));
+    }
+    Some(platform)
+}
+
 /// The registry of a server's address as clients write it: a URL, or a host.
-pub(crate) fn server_name(address: &str) -> String {
+pub fn server_name(address: &str) -> String {
     let address = address
         .strip_prefix("https://")
         .or_else(|| address.strip_prefix("http://"))
@@ -142,12 +167,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn platforms_of_configs() {
+        let image = br#"{"os":"linux","architecture":"arm64","variant":"v8","rootfs":{}}"#;
+        let expected = json!({ "os": "linux", "architecture": "arm64", "variant": "v8" });
+        assert_eq!(platform(image), Some(expected));
+        for none in ["", "{}", "[]", "\"x\"", r#"{"os":5}"#] {
+            assert_eq!(platform(none.as_bytes()), None, "{none}");
+        }
+    }
+
+    #[test]
     fn server_addresses() {
         for (address, domain) in [
             ("https://index.docker.io/v1/", "docker.io"),
             ("", "docker.io"),
             ("localhost:5000", "localhost:5000"),
             ("https://reg.example/v2/", "reg.example"),
+            ("http://reg.example:80", "reg.example:80"),
+            ("reg.example/v1/", "reg.example"),
         ] {
             assert_eq!(server_name(address), domain);
         }

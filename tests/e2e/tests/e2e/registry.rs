@@ -1,6 +1,8 @@
 //! Images from and to registries: pull, push, run of what is not there yet, login.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 
 use bulkhead_e2e::images::{Compression, Meta, Tar, busybox_tar, docker_archive, sha256};
 use bulkhead_e2e::registry::{PASSWORD, Registry, USER};
@@ -343,6 +345,50 @@ list) [ -e "$here/kept" ] && sed 's/.*"ServerURL":"\([^"]*\)".*"Username":"\([^"
 erase) rm -f "$here/kept" ;;
 esac
 "#;
+
+/// What is asked of a registry with credentials in a header: the answer's status and body.
+fn described(cell: &Cell, image: &str, credentials: &str) -> (u16, Value) {
+    let mut stream = UnixStream::connect(cell.daemon().socket()).expect("a daemon");
+    let head = format!(
+        "GET /distribution/{image}/json HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\
+         X-Registry-Auth: {credentials}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).expect("a listener");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let body = answer.find('{').and_then(|begin| {
+        let end = answer.rfind('}')?;
+        serde_json::from_str(&answer[begin..=end]).ok()
+    });
+    (status.expect("a status"), body.unwrap_or_default())
+}
+
+case!(process what_registries_say_of_images, |cell| {
+    let registry = Registry::with_authentication();
+    let image = format!("{}/some/image:1", registry.address());
+    // {"username":"x","password":"wrong"}
+    let wrong = "eyJ1c2VybmFtZSI6IngiLCJwYXNzd29yZCI6Indyb25nIn0=";
+    let (status, body) = described(cell, &image, wrong);
+    assert_eq!(status, 401, "{body}");
+    let message = body["message"].as_str().unwrap_or_default();
+    assert!(message.contains("authentication required"), "{message}");
+    // What is no image has no platform.
+    let registry = Registry::start();
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let config = registry.blob("some/thing", "application/vnd.example.config", b"no JSON");
+    let layer = registry.blob("some/thing", "application/vnd.example.thing", b"thing");
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer],
+    });
+    let descriptor = registry.manifest("some/thing", "1", kind, &manifest);
+    let thing = format!("{}/some/thing:1", registry.address());
+    let (status, body) = described(cell, &thing, "e30=");
+    assert_eq!(status, 200, "{body}");
+    let found = if body["Descriptor"].is_null() { &body } else { &body["Descriptor"] };
+    assert_eq!(found["digest"], descriptor["digest"], "{body}");
+    assert!(body["Platforms"].as_array().is_none_or(Vec::is_empty), "{body}");
+});
 
 case!(process a_store_of_credentials_serves_builds_too, |cell| {
     let registry = Registry::with_authentication();

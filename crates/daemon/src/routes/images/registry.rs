@@ -36,6 +36,7 @@ pub(crate) fn api_error(error: &RegistryError) -> ApiError {
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
         ErrorKind::Forbidden => StatusCode::FORBIDDEN,
+        ErrorKind::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
         ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
         ErrorKind::Other => StatusCode::INTERNAL_SERVER_ERROR,
     };
