@@ -32,6 +32,14 @@ impl Platform {
     }
 }
 
+/// `os/architecture[/variant]`.
+pub fn platform_words(os: &str, architecture: &str, variant: Option<&str>) -> String {
+    match variant.filter(|variant| !variant.is_empty()) {
+        Some(variant) => format!("{os}/{architecture}/{variant}"),
+        None => format!("{os}/{architecture}"),
+    }
+}
+
 impl ImageStore {
     /// Makes an image of one layer from a root filesystem's tar stream: plain, gzip, zstd,
     /// xz or bzip2. On an error the store and the disk are as before.

@@ -25,6 +25,7 @@ pub use changes::apply as apply_changes;
 pub use config::{ContainerConfig, Healthcheck, HistoryEntry, ImageConfig, RootFs};
 pub use digest::{Digest, DigestError, ImageId};
 pub use error::{ErrorKind, ImageError, Result};
+pub use import::platform_words;
 pub use layer::{ConvertedLayer, MAX_LAYER_BYTES, convert_layer, decompressed, is_compressed};
 pub use model::{
     DiskUsage, HistoryLine, ImageDetail, ImageSummary, ImageUse, ImportOptions, LayerDetail,

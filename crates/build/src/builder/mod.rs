@@ -105,6 +105,7 @@ pub fn build(host: &dyn Host, options: &Options) -> Result<Built, BuildError> {
         })?;
         file.stages.truncate(stage + 1);
     }
+    check_stage_names(&file)?;
     add_labels(&mut file, &options.labels);
     let epoch = epoch(options)?;
     let mut cache_sources = Vec::new();
@@ -168,25 +169,30 @@ fn count_steps(file: &Dockerfile) -> usize {
     file.arguments.len() + of_stages.sum::<usize>()
 }
 
-/// The labels of the request are one more step of the last stage.
+/// The labels of the request are more steps of the last stage, in the order of their names.
 fn add_labels(file: &mut Dockerfile, labels: &BTreeMap<String, String>) {
     let Some(stage) = file.stages.last_mut() else {
         return;
     };
-    if labels.is_empty() {
-        return;
-    }
-    let mut text = "LABEL".to_owned();
-    let mut pairs = Vec::new();
-    for (name, value) in labels {
-        text.push_str(&format!(" {}={}", go::quote(name), go::quote(value)));
-        pairs.push((literal(name), literal(value)));
-    }
-    stage.steps.push(Step {
-        text,
+    stage.steps.extend(labels.iter().map(|(name, value)| Step {
+        text: format!("LABEL {name}={value}"),
         line: 0,
-        instruction: Instruction::Label(pairs),
-    });
+        instruction: Instruction::Label(vec![(literal(name), literal(value))]),
+    }));
+}
+
+/// Refuses two stages of one name: which of them a later one means is not to be guessed.
+fn check_stage_names(file: &Dockerfile) -> Result<(), BuildError> {
+    let mut seen = BTreeSet::new();
+    for name in file.stages.iter().filter_map(|stage| stage.name.as_ref()) {
+        let name = name.to_ascii_lowercase();
+        if !seen.insert(name.clone()) {
+            return Err(BuildError::Invalid(format!(
+                "{name} stage name already used"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A text that stays as it is when it is expanded.

@@ -55,7 +55,29 @@ pub enum Show {
 
 /// Shows the stream to its end; `aux` gets the daemon's extra values. A message with an error
 /// is the failure.
-pub async fn show(mut stream: JsonStream, show: Show, mut aux: impl FnMut(&Value)) -> CliResult {
+pub async fn show(stream: JsonStream, show: Show, aux: impl FnMut(&Value)) -> CliResult {
+    follow(stream, show, aux, |_| {}).await
+}
+
+/// Shows nothing of a stream, and gives its text; that of one that fails is shown on standard
+/// error.
+pub async fn quietly(stream: JsonStream) -> CliResult<String> {
+    let mut said = String::new();
+    let followed = follow(stream, Show::Nothing, |_| {}, |text| said.push_str(text)).await;
+    if followed.is_err() {
+        let mut err = std::io::stderr().lock();
+        err.write_all(said.as_bytes())
+            .map_err(crate::output::output_error)?;
+    }
+    followed.map(|()| said)
+}
+
+async fn follow(
+    mut stream: JsonStream,
+    show: Show,
+    mut aux: impl FnMut(&Value),
+    mut unshown: impl FnMut(&str),
+) -> CliResult {
     let terminal = match show {
         Show::Stdout => std::io::stdout().is_terminal(),
         Show::Stderr => std::io::stderr().is_terminal(),
@@ -87,7 +109,10 @@ pub async fn show(mut stream: JsonStream, show: Show, mut aux: impl FnMut(&Value
         }
         let text = screen.render(&message);
         let written = match show {
-            Show::Nothing => Ok(()),
+            Show::Nothing => {
+                unshown(&text);
+                Ok(())
+            }
             Show::Stdout => {
                 let mut out = std::io::stdout().lock();
                 out.write_all(text.as_bytes()).and_then(|()| out.flush())

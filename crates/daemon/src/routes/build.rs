@@ -1,10 +1,10 @@
 //! `POST /build`: the classic builder. The context comes in the body, the answer is a stream
 //! of JSON lines. What fails before the first line is due is answered with a status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
@@ -16,7 +16,7 @@ use axum::{Json, Router};
 use bulkhead_build::dockerfile::MAX_DOCKERFILE_BYTES;
 use bulkhead_build::ignore::IgnoreFile;
 use bulkhead_build::tree::{self, ContextError, ContextLimits, ContextTree, Mtime};
-use bulkhead_build::{BuildError, Host, Options, Secrets};
+use bulkhead_build::{BuildError, Host, HostError, Options, Secrets};
 use bulkhead_image::{ImageId, Reference};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ClientGone;
+use super::images::registry::api_error;
 use super::images::{encode, failure, feed, stream_response, until_filter};
 use super::query::{Params, check_filters};
 use crate::error::{ApiError, ApiResult};
@@ -34,6 +35,10 @@ use crate::state::AppState;
 
 /// Lines that wait for a slow client.
 const BACKLOG: usize = 64;
+/// Bytes that are kept of what a quiet build would have said.
+const MAX_KEPT_BYTES: usize = 4 << 20;
+/// Bytes of a remote context that are looked at to tell what it is.
+const LOOKED_AT: u64 = 100;
 /// Largest `.dockerignore` that is read.
 const MAX_IGNORE_BYTES: u64 = 1 << 20;
 
@@ -41,6 +46,7 @@ const MAX_IGNORE_BYTES: u64 = 1 << 20;
 pub fn router() -> Router<AppState> {
     Router::new()
         .route("/build", post(build))
+        .route("/build/cancel", post(cancel))
         .route("/build/prune", post(prune))
 }
 
@@ -263,7 +269,7 @@ async fn build(
     if first.is_none() {
         return match task.await {
             Ok(Ok(())) => Ok(stream_response(Body::empty())),
-            Ok(Err(error)) => Err(refusal(&error)),
+            Ok(Err(error)) => Err(refusal(error)),
             Err(error) => Err(ApiError::internal("build", &error)),
         };
     }
@@ -299,27 +305,72 @@ fn work(
     mut body: BodyReader,
     lines: &mpsc::Sender<Bytes>,
     gone: CancellationToken,
-) -> Result<(), BuildError> {
-    let quiet = request.quiet;
-    let sender = lines.clone();
+) -> Result<(), Failure> {
+    let quiet = request.quiet.then(|| Arc::new(Mutex::new(Kept::default())));
+    let (sender, kept) = (lines.clone(), quiet.clone());
     let say = move |said: Said| {
         let line = match said {
-            Said::Text(_) | Said::Progress(_) if quiet => return,
             Said::Text(text) => json!({ "stream": text }),
             Said::Progress(line) => line,
             Said::Image(id) => json!({ "aux": { "ID": id.to_string() } }),
         };
-        // A client that has gone is noticed elsewhere.
-        tell(&sender, encode(&line));
+        match &kept {
+            Some(kept) => {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.push(encode(&line));
+            }
+            // A client that has gone is noticed elsewhere.
+            None => tell(&sender, encode(&line)),
+        }
     };
+    let built = told(state, request, &mut body, gone, say);
+    match (quiet, built) {
+        (None, built) => built.map(drop),
+        (Some(_), Ok(image)) => {
+            tell(lines, encode(&json!({ "stream": format!("{image}\n") })));
+            Ok(())
+        }
+        // What it was about to be quiet of is wanted now.
+        (Some(kept), Err(error)) => {
+            let kept = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+            for line in kept.lines {
+                tell(lines, line);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The last lines of a quiet build.
+#[derive(Default)]
+struct Kept {
+    lines: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn push(&mut self, line: Bytes) {
+        self.bytes = self.bytes.saturating_add(line.len());
+        self.lines.push_back(line);
+        while self.bytes > MAX_KEPT_BYTES
+            && let Some(oldest) = self.lines.pop_front()
+        {
+            self.bytes = self.bytes.saturating_sub(oldest.len());
+        }
+    }
+}
+
+/// A build that says what it does.
+fn told(
+    state: AppState,
+    request: Request,
+    body: &mut BodyReader,
+    gone: CancellationToken,
+    say: impl Fn(Said) + Send + Sync + 'static,
+) -> Result<ImageId, Failure> {
     let tags = request.tags;
     let host = BuildHost::new(state, request.settings, gone, say);
-    let context = context(
-        &host,
-        request.remote.as_deref(),
-        &request.dockerfile,
-        &mut body,
-    )?;
+    let context = context(&host, request.remote.as_deref(), &request.dockerfile, body)?;
     let options = Options {
         dockerfile: context.dockerfile,
         context: Arc::new(context.tree),
@@ -341,10 +392,7 @@ fn work(
         host.tag(&built.image, tag)?;
         host.say(&format!("Successfully tagged {}\n", tag.familiar()));
     }
-    if quiet {
-        quiet_result(lines, &built.image);
-    }
-    Ok(())
+    Ok(built.image)
 }
 
 /// As many stages as there are processors, and two on a single one, since they wait as much as
@@ -354,10 +402,6 @@ fn stages_at_a_time() -> usize {
     const LEAST: usize = 2;
     const MOST: usize = 4;
     std::thread::available_parallelism().map_or(LEAST, |count| count.get().clamp(LEAST, MOST))
-}
-
-fn quiet_result(lines: &mpsc::Sender<Bytes>, image: &ImageId) {
-    let _ = lines.blocking_send(encode(&json!({ "stream": format!("{image}\n") })));
 }
 
 struct Context {
@@ -371,7 +415,7 @@ fn context(
     remote: Option<&str>,
     name: &str,
     body: &mut BodyReader,
-) -> Result<Context, BuildError> {
+) -> Result<Context, Failure> {
     let spool = || {
         host.temporary().map_err(|source| BuildError::Files {
             what: "keep the build context".to_owned(),
@@ -382,15 +426,28 @@ fn context(
     let mut tree = match remote {
         None => ContextTree::read(body, spool()?, limits).map_err(context_error)?,
         Some(url) => {
-            let mut fetched = host.remote(url)?;
-            let is_text = fetched
-                .content_type
-                .as_deref()
-                .is_some_and(|kind| kind.starts_with("text/plain"));
+            let prefix = format!("error downloading remote context {url}: ");
+            let fetched = host.remote(url).map_err(|error| {
+                let error = api_error(&error);
+                ApiError::new(error.status, prefix.clone() + &error.message)
+            })?;
+            let mut content = fetched.content;
+            let mut head = Vec::new();
+            (&mut content)
+                .take(LOOKED_AT)
+                .read_to_end(&mut head)
+                .map_err(|source| BuildError::Files {
+                    what: url.to_owned(),
+                    source,
+                })?;
+            let kind = fetched.content_type.unwrap_or_default();
+            let is_text = is_dockerfile(&kind, &head)
+                .map_err(|why| ApiError::bad_request(format!("{prefix}{why}")))?;
+            let mut content = head.as_slice().chain(content);
             if is_text {
                 let mut text = Vec::new();
                 let limit = MAX_DOCKERFILE_BYTES as u64 + 1;
-                (&mut fetched.content)
+                (&mut content)
                     .take(limit)
                     .read_to_end(&mut text)
                     .map_err(|source| BuildError::Files {
@@ -404,13 +461,12 @@ fn context(
                     dockerfile: text,
                 });
             }
-            ContextTree::read(&mut *fetched.content, spool()?, limits).map_err(context_error)?
+            ContextTree::read(&mut content, spool()?, limits).map_err(context_error)?
         }
     };
     if tree::leaves(Path::new(name)) {
-        return Err(BuildError::Invalid(format!(
-            "forbidden path outside the build context: {name} ()"
-        )));
+        let why = format!("forbidden path outside the build context: {name} ()");
+        return Err(BuildError::Invalid(why).into());
     }
     let small = |tree: &ContextTree, path: &str, limit: u64| {
         tree.read_small(Path::new(path), limit)
@@ -455,8 +511,68 @@ fn context_error(error: ContextError) -> BuildError {
     }
 }
 
+/// Whether what an address gave is a Dockerfile and no archive, by what its server calls it. Of
+/// what a server does not know, or has no better name for, the beginning is looked at.
+fn is_dockerfile(kind: &str, head: &[u8]) -> Result<bool, String> {
+    let name = kind.split(';').next().unwrap_or_default().trim();
+    match name.to_ascii_lowercase().as_str() {
+        "text/plain" => Ok(true),
+        "" | "application/octet-stream" => {
+            let is_text = |byte: &u8| !matches!(byte, 0..=8 | 11 | 14..=26 | 28..=31);
+            // What an archive of these begins with could be text.
+            let is_packed = [&b"BZh"[..], b"\x28\xb5\x2f\xfd"]
+                .iter()
+                .any(|magic| head.starts_with(magic));
+            Ok(!is_packed && head.iter().all(is_text))
+        }
+        "application/tar"
+        | "application/x-tar"
+        | "application/gzip"
+        | "application/x-gzip"
+        | "application/bzip"
+        | "application/x-bzip"
+        | "application/bzip2"
+        | "application/x-bzip2"
+        | "application/xz"
+        | "application/x-xz"
+        | "application/zstd"
+        | "application/x-zstd" => Ok(false),
+        _ => Err(format!("unsupported Content-Type {kind:?}")),
+    }
+}
+
+/// Why there is no image.
+enum Failure {
+    /// The build's.
+    Build(BuildError),
+    /// Something that has a status of its own.
+    Refused(ApiError),
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        Self::Build(error)
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        Self::Build(error.into())
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error)
+    }
+}
+
 /// What came before the first line.
-fn refusal(error: &BuildError) -> ApiError {
+fn refusal(failure: Failure) -> ApiError {
+    let error = match failure {
+        Failure::Build(error) => error,
+        Failure::Refused(error) => return error,
+    };
     let status = match error {
         BuildError::Invalid(_) | BuildError::Parse(_) => StatusCode::BAD_REQUEST,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -465,12 +581,25 @@ fn refusal(error: &BuildError) -> ApiError {
 }
 
 /// What came later.
-fn last_line(error: &BuildError) -> Value {
+fn last_line(ended: &Failure) -> Value {
+    let error = match ended {
+        Failure::Build(error) => error,
+        Failure::Refused(error) => return failure(&error.message),
+    };
     let mut line = failure(&error.to_string());
     if let BuildError::Command { code, .. } = error {
         line["errorDetail"]["code"] = json!(code);
     }
     line
+}
+
+/// Of builds with an ID, which are BuildKit's: there is none to cancel. Others end with their
+/// client.
+async fn cancel(params: Params) -> ApiResult<()> {
+    match params.get("id") {
+        Some(_) => Ok(()),
+        None => Err(ApiError::bad_request("build ID not provided")),
+    }
 }
 
 /// `docker builder prune`: steps are forgotten, named caches of `RUN --mount` go. Images of
@@ -519,4 +648,51 @@ async fn prune(State(state): State<AppState>, params: Params) -> ApiResult<Json<
         "CachesDeleted": if names.is_empty() { Value::Null } else { json!(names) },
         "SpaceReclaimed": bytes,
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_remote_context_is() {
+        let tar = head_of_a_tar();
+        for (kind, head, text) in [
+            ("text/plain; charset=utf-8", &b"FROM x"[..], true),
+            ("", b"FROM x\n\tRUN y\r\n", true),
+            (
+                "application/octet-stream",
+                "# \u{e4}\nFROM x".as_bytes(),
+                true,
+            ),
+            ("application/octet-stream", &tar, false),
+            ("", b"\x1f\x8b\x08\x00", false),
+            ("", b"BZh91AY&SY", false),
+            ("", b"\x28\xb5\x2f\xfd\x64", false),
+            ("application/x-tar", b"FROM x", false),
+        ] {
+            assert_eq!(is_dockerfile(kind, head), Ok(text), "{kind} {head:?}");
+        }
+        for kind in ["text/html", "application/json", "image/png"] {
+            let why = is_dockerfile(kind, b"FROM x").unwrap_err();
+            assert_eq!(why, format!("unsupported Content-Type \"{kind}\""));
+        }
+    }
+
+    /// A member's name, and what fills its field.
+    fn head_of_a_tar() -> Vec<u8> {
+        let mut head = b"Dockerfile".to_vec();
+        head.resize(100, 0);
+        head
+    }
+
+    #[test]
+    fn the_end_of_what_was_said_is_kept() {
+        let mut kept = Kept::default();
+        for number in 0..5 {
+            kept.push(Bytes::from(vec![number; MAX_KEPT_BYTES / 3]));
+        }
+        let firsts: Vec<u8> = kept.lines.iter().map(|line| line[0]).collect();
+        assert_eq!(firsts, [2, 3, 4]);
+    }
 }

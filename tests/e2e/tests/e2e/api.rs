@@ -276,6 +276,33 @@ case!(builds_show_errors_in_red, |cell| {
     cell.cli(&format!("rmi {name}")).ok();
 });
 
+case!(process odd_questions, |cell| {
+    for (method, path, status, words) in [
+        ("POST", "/build/cancel", 400, "build ID not provided"),
+        ("POST", "/build/cancel?id=x", 200, ""),
+        ("GET", "/networks/bridge?verbose=x", 400, "invalid value for verbose: x"),
+        ("GET", "/networks/bridge?verbose=T", 200, ""),
+    ] {
+        let answer = cell.api(method, path, None);
+        assert_eq!(answer.status, status, "{path}: {}", answer.message());
+        assert!(answer.message().contains(words), "{path}: {}", answer.message());
+    }
+    // Names of networks are nearly free.
+    for name in [
+        format!("container:{}", cell.name("x")),
+        format!("{}{}", cell.name("n"), "n".repeat(300)),
+    ] {
+        let made = cell.api("POST", "/networks/create", Some(&json!({ "Name": name })));
+        assert_eq!(made.status, 201, "{}", made.message());
+        let id = made.json()["Id"].as_str().expect("an ID").to_owned();
+        let seen = cell.api("GET", &format!("/networks/{id}"), None).json();
+        assert_eq!(seen["Name"], name);
+        assert_eq!(cell.api("DELETE", &format!("/networks/{id}"), None).status, 204);
+    }
+    let blank = cell.api("POST", "/networks/create", Some(&json!({ "Name": " " })));
+    assert_eq!(blank.status, 400, "{}", blank.message());
+});
+
 case!(process paths_are_cleaned, |cell| {
     for (path, clean) in [
         ("//_ping", "/_ping"),
@@ -408,6 +435,43 @@ case!(process bridges_filter_as_the_host_says, |cell| {
         let is_on = switch.is_ok_and(|text| text.trim() == "1");
         assert_eq!(info[member], is_on, "{member}");
     }
+});
+
+case!(process quiet_builds, |cell| {
+    let number = cell.number();
+    let build = |command: &str| {
+        let dockerfile = format!("FROM {BUSYBOX}\nRUN {command}\n");
+        let mut context = Tar::new();
+        context.file("Dockerfile", &Meta::mode(0o644), dockerfile.as_bytes());
+        let context = context.done();
+        let body = Some(("application/x-tar", context.as_slice()));
+        let socket = cell.daemon().socket();
+        let answer = bulkhead_e2e::api::request(&socket, "POST", "/build?q=1&rm=1&forcerm=1", body);
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.message());
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        let lines = text.lines().filter(|line| !line.is_empty());
+        let lines = lines.map(|line| serde_json::from_str(line).expect("JSON"));
+        lines.collect::<Vec<Value>>()
+    };
+    // What it would have said is wanted where it fails.
+    let lines = build(&format!("echo said {number}; exit 3"));
+    let said = json!({ "stream": format!("said {number}\n") });
+    assert!(lines.contains(&said), "{lines:?}");
+    assert_eq!(lines.last().expect("a line")["errorDetail"]["code"], 3);
+    // And nothing but the ID where it does not.
+    let lines = build(&format!("echo said {number} > /said"));
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let id = lines[0]["stream"].as_str().expect("an ID");
+    assert!(id.starts_with("sha256:") && id.ends_with('\n'), "{id}");
+    cell.cli(&format!("rmi {}", id.trim())).ok();
+    let built = |command: &str| {
+        let dockerfile = format!("FROM {BUSYBOX}\nRUN {command}\n");
+        cell.building("-q -").stdin(dockerfile).output()
+    };
+    built(&format!("echo again {number}; exit 4")).exits(4).says(&format!("again {number}"));
+    let id = built(&format!("echo again {number} > /said")).ok().text();
+    cell.cli(&format!("rmi {id}")).ok();
 });
 
 case!(builds_end_with_their_client, |cell| {

@@ -227,6 +227,7 @@ case!(ours process refusals_of_builds, |cell| {
         ("RUN true\n", "", "no build stage in current context"),
         ("FROM scratch\nRUN true\n", "", "scratch"),
         ("FROM scratch AS one\nCOPY --from=two f /\nFROM scratch AS two\nCOPY --from=one f /\n", "", "two"),
+        ("FROM scratch AS one\nFROM scratch AS One\n", "", "one stage name already used"),
         ("FROM scratch\nCOPY --nonsense file /\n", "", "nonsense"),
         ("FROM scratch\nCOPY --parents file /\n", "", "--parents and --exclude are not supported"),
         ("FROM scratch\nCOPY --chmod=8 file /\n", "", "invalid chmod parameter"),

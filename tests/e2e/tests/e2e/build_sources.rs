@@ -141,6 +141,11 @@ case!(process a_dockerfile_alone_and_remote_sources, |cell| {
             ("text/plain", format!("{dockerfile}LABEL a=b\n").into_bytes()),
         ),
         (
+            "/unnamed".to_owned(),
+            ("application/octet-stream", dockerfile.clone().into_bytes()),
+        ),
+        ("/page".to_owned(), ("text/html", b"<p>".to_vec())),
+        (
             "/dir/file?x=y".to_owned(),
             ("application/octet-stream", b"fetched\n".to_vec()),
         ),
@@ -159,6 +164,20 @@ case!(process a_dockerfile_alone_and_remote_sources, |cell| {
         .output()
         .exits(1)
         .says("404");
+
+    // What its server has no name for is looked at.
+    cell.building(&format!("-t {name} http://{host}/unnamed"))
+        .output()
+        .ok();
+    assert_eq!(cell.prints(&name, ""), [mark.to_string()]);
+    cell.building(&format!("http://{host}/page"))
+        .output()
+        .fails()
+        .says("unsupported Content-Type \"text/html\"");
+    let answer = cell.api("POST", &format!("/build?remote=http://{host}/missing.tar"), None);
+    let prefix = format!("error downloading remote context http://{host}/missing.tar: ");
+    assert_eq!(answer.status, 404, "{}", answer.message());
+    assert!(answer.message().starts_with(&prefix), "{}", answer.message());
 
     let add = format!("FROM {BUSYBOX}\nADD http://{host}/dir/file?x=y /there/\n");
     cell.building(&format!("-t {name} -"))

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt as _;
 
 use self::context::Context;
 use super::progress::{self, Show};
-use crate::client::Request;
+use crate::client::{JsonStream, Request};
 use crate::command::{Arity, Command, Ctx};
 use crate::container::spec::to_map;
 use crate::container::values;
@@ -161,28 +161,21 @@ fn run_build(ctx: Ctx, parsed: Parsed) -> LocalBoxFuture<'static, CliResult> {
         if let Some(all) = registry::all(&ctx)? {
             request = request.header(REGISTRIES, all);
         }
-        let mut id = String::new();
-        let take = |aux: &Value| {
-            if let Some(found) = aux.get("ID").and_then(Value::as_str) {
-                id = found.to_owned();
-            }
-        };
-        let show = if quiet { Show::Nothing } else { Show::Stdout };
-        match context {
+        let id = match context {
             Context::Remote(url) => {
                 let request = request.query("remote", url);
-                progress::show(ctx.client().stream(request).await?, show, take).await?;
+                follow(ctx.client().stream(request).await?, quiet).await?
             }
             Context::Stdin(head) => {
                 let all = std::io::Cursor::new(head).chain(tokio::io::stdin());
                 let request = request.upload(all);
-                progress::show(ctx.client().stream(request).await?, show, take).await?;
+                follow(ctx.client().stream(request).await?, quiet).await?
             }
             Context::Dockerfile(content) => {
                 let archive = context::only_dockerfile(&content)
                     .map_err(|e| CliError::io("pack the Dockerfile", e))?;
                 let request = request.upload(std::io::Cursor::new(archive));
-                progress::show(ctx.client().stream(request).await?, show, take).await?;
+                follow(ctx.client().stream(request).await?, quiet).await?
             }
             Context::Directory(directory) => {
                 let (writer, reader) = tokio::io::duplex(256 << 10);
@@ -196,9 +189,9 @@ fn run_build(ctx: Ctx, parsed: Parsed) -> LocalBoxFuture<'static, CliResult> {
                 let packed = packing.await.map_err(|e| CliError::msg(e.to_string()))?;
                 let stream = sent?;
                 packed.map_err(|e| CliError::io(name, e))?;
-                progress::show(stream, show, take).await?;
+                follow(stream, quiet).await?
             }
-        }
+        };
         if quiet {
             emit_line(&id)?;
         }
@@ -207,4 +200,19 @@ fn run_build(ctx: Ctx, parsed: Parsed) -> LocalBoxFuture<'static, CliResult> {
         }
         Ok(())
     })
+}
+
+/// Follows a build, and gives its image's ID: a quiet one says nothing else.
+async fn follow(stream: JsonStream, quiet: bool) -> CliResult<String> {
+    if quiet {
+        return Ok(progress::quietly(stream).await?.trim().to_owned());
+    }
+    let mut id = String::new();
+    let take = |aux: &Value| {
+        if let Some(found) = aux.get("ID").and_then(Value::as_str) {
+            id = found.to_owned();
+        }
+    };
+    progress::show(stream, Show::Stdout, take).await?;
+    Ok(id)
 }

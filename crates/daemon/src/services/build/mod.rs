@@ -19,9 +19,12 @@ use bulkhead_build::{
     RunOutcome, RunRequest, SecretFile, SecretRequest,
 };
 use bulkhead_image::{
-    Digest, ImageConfig, ImageError, ImageId, ImageRoots, ImageStore, NewImage, Reference,
+    Digest, ImageConfig, ImageError, ImageId, ImageRoots, ImageStore, NewImage, Platform,
+    Reference, platform_words,
 };
-use bulkhead_registry::{Credentials, FetchedFile, Message, PullRequest, Reporter};
+use bulkhead_registry::{
+    Credentials, FetchedFile, Message, PullRequest, RegistryError, Reporter, server_name,
+};
 use bulkhead_task::options::IsolationKind;
 use bytes::{Buf, Bytes};
 use serde_json::{Value, json};
@@ -144,8 +147,24 @@ impl BuildHost {
     ///
     /// # Errors
     /// What the server says.
-    pub fn remote(&self, url: &str) -> Result<Fetched, HostError> {
-        self.fetch(url)
+    pub fn remote(&self, url: &str) -> Result<Fetched, RegistryError> {
+        let cancelled = self.cancelled.clone();
+        let file = self.runtime.block_on(async {
+            tokio::select! {
+                file = self.state.registry.fetch(url) => file,
+                () = cancelled.cancelled() => Err(RegistryError::Cancelled),
+            }
+        })?;
+        Ok(Fetched {
+            modified: file.modified,
+            content_type: file.content_type.clone(),
+            content: Box::new(FetchedReader {
+                file,
+                runtime: self.runtime.clone(),
+                cancelled,
+                current: Bytes::new(),
+            }),
+        })
     }
 
     fn is_disk_full(&self) -> bool {
@@ -186,14 +205,20 @@ impl BuildHost {
         Ok(Base { id, document })
     }
 
-    fn pull(&self, reference: &str, platform: Option<&str>) -> Result<(), HostError> {
+    /// Whether an image is for the platform that is wanted, if one is.
+    fn is_for(&self, id: &ImageId, wanted: Option<&Platform>) -> Result<bool, HostError> {
+        let Some(wanted) = wanted else {
+            return Ok(true);
+        };
+        let bytes = self.store_ref().config_bytes(id).map_err(image_error)?;
+        let document = ImageConfig::parse(&bytes).map_err(image_error)?;
+        Ok(fits(wanted, &document))
+    }
+
+    fn pull(&self, reference: &str, platform: Option<Platform>) -> Result<(), HostError> {
         let parsed = Reference::parse(reference)
             .map_err(|error| HostError(error.to_string()))?
             .with_default_tag();
-        let platform = platform
-            .map(crate::platform::parse)
-            .transpose()
-            .map_err(|error| HostError(error.message))?;
         let request = PullRequest {
             all_tags: false,
             credentials: self.credentials(&parsed),
@@ -237,12 +262,14 @@ impl BuildHost {
             "docker.io" => &["https://index.docker.io/v1/", "docker.io"],
             _ => &[domain],
         };
-        let https = format!("https://{domain}");
-        let found = keys
-            .iter()
-            .copied()
-            .chain([https.as_str()])
-            .find_map(|key| self.settings.credentials.get(key))?;
+        let all = &self.settings.credentials;
+        let found = keys.iter().find_map(|key| all.get(*key)).or_else(|| {
+            // Clients that are old, or were told so, write URLs.
+            let means = |key: &str| !key.is_empty() && server_name(key) == domain;
+            all.iter()
+                .find(|(key, _)| means(key))
+                .map(|(_, found)| found)
+        })?;
         serde_json::from_value(found.clone()).ok()
     }
 
@@ -372,6 +399,10 @@ impl Drop for BuildHost {
 impl Host for BuildHost {
     fn image(&self, reference: &str, platform: Option<&str>) -> Result<Base, HostError> {
         let store = self.store_ref();
+        let wanted = platform
+            .map(crate::platform::parse)
+            .transpose()
+            .map_err(|error| HostError(error.message))?;
         let found = match store.resolve(reference) {
             Ok(id) => Some(id),
             Err(ImageError::NotFound(_)) => None,
@@ -380,15 +411,27 @@ impl Host for BuildHost {
         let is_id = found
             .is_some_and(|id| reference.starts_with("sha256:") || id.hex().starts_with(reference));
         let id = match found {
-            Some(id) if is_id || !self.settings.pull => id,
+            Some(id) if is_id || (!self.settings.pull && self.is_for(&id, wanted.as_ref())?) => id,
+            // Also one that is here for another platform is fetched.
             _ => {
-                self.pull(reference, platform)?;
+                self.pull(reference, wanted.clone())?;
                 store.resolve(reference).map_err(image_error)?
             }
         };
         let base = self.base(id)?;
-        check_platform(reference, platform, &base.document)?;
-        Ok(base)
+        match wanted {
+            Some(wanted) if !fits(&wanted, &base.document) => Err(HostError(format!(
+                "image with reference {reference} was found but does not match the specified \
+                 platform: wanted {}, actual: {}",
+                platform_words(&wanted.os, &wanted.architecture, wanted.variant.as_deref()),
+                platform_words(
+                    &base.document.os,
+                    &base.document.architecture,
+                    base.document.variant.as_deref()
+                ),
+            ))),
+            _ => Ok(base),
+        }
     }
 
     fn mount(&self, image: &ImageId) -> Result<OwnedFd, HostError> {
@@ -501,22 +544,11 @@ impl Host for BuildHost {
     }
 
     fn fetch(&self, url: &str) -> Result<Fetched, HostError> {
-        let cancelled = self.cancelled.clone();
-        let file = self.runtime.block_on(async {
-            tokio::select! {
-                file = self.state.registry.fetch(url) => file.map_err(|error| HostError(error.full_message())),
-                () = cancelled.cancelled() => Err(HostError(CANCELLED.to_owned())),
-            }
-        })?;
-        Ok(Fetched {
-            modified: file.modified,
-            content_type: file.content_type.clone(),
-            content: Box::new(FetchedReader {
-                file,
-                runtime: self.runtime.clone(),
-                cancelled,
-                current: Bytes::new(),
-            }),
+        self.remote(url).map_err(|error| {
+            HostError(match error {
+                RegistryError::Cancelled => CANCELLED.to_owned(),
+                error => error.full_message(),
+            })
         })
     }
 
@@ -603,24 +635,37 @@ impl Read for FetchedReader {
     }
 }
 
-/// Refuses an image that is for another platform.
-fn check_platform(
-    reference: &str,
-    asked: Option<&str>,
-    document: &ImageConfig,
-) -> Result<(), HostError> {
-    let Some(asked) = asked else { return Ok(()) };
-    let wanted = crate::platform::parse(asked).map_err(api_error)?;
+/// Whether an image is for a platform. One that doesn't say is taken as it is.
+fn fits(wanted: &Platform, document: &ImageConfig) -> bool {
     let unknown = document.os.is_empty() || document.architecture.is_empty();
-    let fits = document.os == wanted.os && document.architecture == wanted.architecture;
-    if unknown || fits {
-        return Ok(());
+    let same = document.os == wanted.os && document.architecture == wanted.architecture;
+    unknown
+        || (same
+            && variant_fits(
+                &wanted.architecture,
+                wanted.variant.as_deref(),
+                document.variant.as_deref(),
+            ))
+}
+
+/// Whether what is made for one variant of an architecture runs on another: those are numbered,
+/// and later ones have all of the earlier. Who wants none takes any.
+fn variant_fits(architecture: &str, wanted: Option<&str>, have: Option<&str>) -> bool {
+    let usual = match architecture {
+        "amd64" => Some("v1"),
+        "arm" => Some("v7"),
+        "arm64" => Some("v8"),
+        _ => None,
+    };
+    let Some(wanted) = wanted else { return true };
+    let Some(have) = have.filter(|have| !have.is_empty()).or(usual) else {
+        return false;
+    };
+    let number = |variant: &str| variant.trim_start_matches('v').parse::<u32>().ok();
+    match (number(wanted), number(have)) {
+        (Some(wanted), Some(have)) => have <= wanted,
+        _ => wanted == have,
     }
-    Err(HostError(format!(
-        "image with reference {reference} was found but does not match the specified platform: \
-         wanted {asked}, actual: {}/{}",
-        document.os, document.architecture
-    )))
 }
 
 fn image_error(error: ImageError) -> HostError {
@@ -629,4 +674,27 @@ fn image_error(error: ImageError) -> HostError {
 
 fn api_error(error: ApiError) -> HostError {
     HostError(error.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_of_platforms() {
+        for (architecture, wanted, have, does) in [
+            ("amd64", None, None, true),
+            ("amd64", Some("v1"), None, true),
+            ("amd64", Some("v2"), Some("v3"), false),
+            ("arm64", Some("v8"), None, true),
+            ("arm", Some("v7"), Some("v6"), true),
+            ("arm", Some("v6"), None, false),
+            ("arm", Some("v6"), Some("v7"), false),
+            ("riscv64", Some("x"), None, false),
+            ("riscv64", Some("x"), Some("x"), true),
+        ] {
+            let got = variant_fits(architecture, wanted, have);
+            assert_eq!(got, does, "{architecture} {wanted:?} {have:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bollard_stubs::models::{ContainerConfig, HostConfig, HostConfigLogConfig};
-use bulkhead_image::{ImageError, ImageId, Platform};
+use bulkhead_image::{ImageError, ImageId, Platform, platform_words};
 use bulkhead_spec::{Invalid, InvalidKind};
 use bulkhead_task::options::IsolationKind;
 use jiff::Timestamp;
@@ -114,6 +114,8 @@ struct Image {
     id: ImageId,
     config: bollard_stubs::models::ImageConfig,
     layers: Vec<std::path::PathBuf>,
+    /// What is to be said of its platform.
+    foreign: Option<String>,
 }
 
 impl Containers {
@@ -156,6 +158,7 @@ impl Containers {
         bulkhead_spec::merge_image_config(&mut config, &image.config);
         let facts = &self.shared.facts;
         let mut warnings = bulkhead_spec::apply_defaults(&mut host_config, isolation, facts);
+        warnings.extend(image.foreign.clone());
         self.apply_log_defaults(&mut host_config)?;
         warnings.extend(
             bulkhead_spec::validate(&config, &host_config, isolation, facts).map_err(invalid)?,
@@ -343,12 +346,21 @@ impl Containers {
         .await
         .map_err(|error| ApiError::internal("look up image", &error))?;
         let (id, document, layers) = found.map_err(image_error)?;
+        let foreign = match platform {
+            None => foreign_warning(&document),
+            Some(_) => None,
+        };
         check_platform(reference, platform, &document.os, &document.architecture)?;
         // The same document, in the API's types.
         let config = serde_json::to_value(&document.config)
             .and_then(serde_json::from_value)
             .map_err(|error| ApiError::internal("configuration of the image", &error))?;
-        Ok(Image { id, config, layers })
+        Ok(Image {
+            id,
+            config,
+            layers,
+            foreign,
+        })
     }
 
     fn apply_log_defaults(&self, host_config: &mut HostConfig) -> ApiResult<()> {
@@ -399,6 +411,26 @@ fn check_platform(
          ({}/{}): it is for {os}/{architecture}",
         asked.os, asked.architecture
     )))
+}
+
+/// What is said of an image that the host's processor may not run, where nobody asked for that.
+fn foreign_warning(document: &bulkhead_image::ImageConfig) -> Option<String> {
+    let host = bulkhead_image::Platform::host();
+    let (os, architecture) = (document.os.as_str(), document.architecture.as_str());
+    let runs = architecture == host.architecture
+        || matches!(
+            (host.architecture.as_str(), architecture),
+            ("amd64", "386") | ("arm64", "arm")
+        );
+    if os.is_empty() || architecture.is_empty() || (os == host.os && runs) {
+        return None;
+    }
+    Some(format!(
+        "The requested image's platform ({}) does not match the detected host platform ({}) and \
+         no specific platform was requested",
+        platform_words(os, architecture, document.variant.as_deref()),
+        platform_words(&host.os, &host.architecture, None),
+    ))
 }
 
 fn check_signal(config: &ContainerConfig) -> ApiResult<()> {
