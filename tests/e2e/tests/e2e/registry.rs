@@ -258,6 +258,20 @@ case!(ours process platforms_and_forms, |cell| {
         inspected(cell, &format!("{image}:all"))["Architecture"],
         "arm64"
     );
+    // Nobody asked for that when it becomes a container.
+    let foreign = cell.cli(&format!("create {image}:all")).ok().says(
+        "The requested image's platform (linux/arm64) does not match the detected host platform \
+         (linux/amd64) and no specific platform was requested",
+    );
+    cell.cli(&format!("rm {}", foreign.text())).ok();
+    // A build that asks for another gets that, although this one is here.
+    let arm64 = inspected(cell, &format!("{image}:all"))["Id"].clone();
+    let built = cell.name("built");
+    let dockerfile = format!("FROM --platform=linux/amd64 {image}:all\nLABEL of={repository}\n");
+    cell.line(&format!("build -t {built} -")).stdin(dockerfile).output().ok();
+    assert_eq!(inspected(cell, &built)["Architecture"], "amd64");
+    let arm64 = arm64.as_str().expect("an ID");
+    cell.cli(&format!("rmi -f {built} {arm64}")).ok();
     cell.cli(&format!("pull --platform linux/s390x {image}:all"))
         .exits(1)
         .says("no matching manifest for linux/s390x in the manifest list entries");
@@ -430,6 +444,12 @@ case!(process a_store_of_credentials_serves_builds_too, |cell| {
     cell.cli(&format!("rmi {built} {image}")).ok();
     call(&format!("logout {host}")).output().ok();
     build().fails().says("no basic auth credentials");
+    // As old clients have written it: a URL, and what is asked for in Base64.
+    let auths = json!({ format!("http://{host}/v1/"): { "auth": "dXNlcjpzZWNyZXQ=" } });
+    let settings = json!({ "auths": auths }).to_string();
+    std::fs::write(directory.join("config.json"), settings).expect("a configuration");
+    build().ok();
+    cell.cli(&format!("rmi {built} {image}")).ok();
     let asked = std::fs::read_to_string(directory.join("asked")).expect("what was asked");
     for action in ["store", "list", "get", "erase"] {
         assert!(asked.lines().any(|line| line == action), "{asked}");
