@@ -55,7 +55,7 @@ pub async fn read_form(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let (mut parts, body) = request.into_parts();
-    let mut rest = body.into_data_stream();
+    let mut rest = body.into_data_stream().fuse();
     let mut read = Vec::new();
     while read.len() <= MAX_FORM {
         match rest.next().await {

@@ -405,6 +405,11 @@ impl Actor {
         record.state.status = Status::Running;
         record.state.pid = pid;
         record.state.started_at = Some(Timestamp::now());
+        // What it was when it ended is none of this run's.
+        if let Some(health) = &mut record.state.health {
+            health.status = super::health::HealthStatus::Starting;
+            health.failing_streak = 0;
+        }
         self.view.send_replace(Arc::new(View {
             record,
             task: Some(Arc::clone(task)),

@@ -139,6 +139,9 @@ impl Containers {
             record.state.oom_killed = exit.oom_killed;
             record.state.error = exit.failure.unwrap_or_default();
             record.state.finished_at = Some(exit.at);
+            if let Some(health) = &mut record.state.health {
+                health.status = super::health::HealthStatus::Unhealthy;
+            }
             record.networks.sandbox = None;
         } else if record.state.status == Status::Restarting {
             record.state.status = Status::Exited;
