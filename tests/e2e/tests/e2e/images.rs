@@ -194,6 +194,7 @@ case!(process a_changed_entrypoint_stands_alone, |cell| {
     let commit = |changes: &str| {
         cell.cli(&format!("commit {changes} {id} {name}")).ok();
         let image = cell.cli(&format!("image inspect {name}")).ok().json();
+        cell.cli(&format!("rmi {name}")).ok();
         image[0]["Config"]["Cmd"].clone()
     };
     let entrypoint = "--change 'ENTRYPOINT [\"/bin/echo\"]'";
@@ -203,5 +204,4 @@ case!(process a_changed_entrypoint_stands_alone, |cell| {
         assert_eq!(commit(&both), serde_json::json!(["x"]), "{both}");
     }
     cell.cli(&format!("rm {id}")).ok();
-    cell.cli(&format!("rmi {name}")).ok();
 });
