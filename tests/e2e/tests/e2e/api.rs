@@ -277,6 +277,11 @@ case!(builds_show_errors_in_red, |cell| {
 });
 
 case!(process odd_questions, |cell| {
+    // Docker 20.10 takes what is wrong with some for its own fault.
+    let is = |answer: &bulkhead_e2e::api::Answer, status: u16| {
+        let old = answer.status == 500 && bulkhead_e2e::daemon::is_reference();
+        old || answer.status == status
+    };
     for (method, path, status, words) in [
         ("POST", "/build/cancel", 400, "build ID not provided"),
         ("POST", "/build/cancel?id=x", 200, ""),
@@ -284,7 +289,7 @@ case!(process odd_questions, |cell| {
         ("GET", "/networks/bridge?verbose=T", 200, ""),
     ] {
         let answer = cell.api(method, path, None);
-        assert_eq!(answer.status, status, "{path}: {}", answer.message());
+        assert!(is(&answer, status), "{path}: {}", answer.message());
         assert!(answer.message().contains(words), "{path}: {}", answer.message());
     }
     // Names of networks are nearly free.
@@ -300,7 +305,7 @@ case!(process odd_questions, |cell| {
         assert_eq!(cell.api("DELETE", &format!("/networks/{id}"), None).status, 204);
     }
     let blank = cell.api("POST", "/networks/create", Some(&json!({ "Name": " " })));
-    assert_eq!(blank.status, 400, "{}", blank.message());
+    assert!(is(&blank, 400), "{}", blank.message());
 });
 
 case!(process paths_are_cleaned, |cell| {
