@@ -14,8 +14,8 @@ use serde::Deserialize;
 
 use crate::error::{ApiError, ApiResult};
 
-/// A decoded query string, and in front of it what a form in the body says. Of a key given twice the first value counts, unless
-/// [`Params::all`] is asked.
+/// A decoded query string, and in front of it what a form in the body says. Of a key given
+/// twice the first value counts, unless [`Params::all`] is asked.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     pairs: Vec<(String, String)>,

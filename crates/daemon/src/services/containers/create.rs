@@ -146,14 +146,9 @@ impl Containers {
         if reference.is_empty() {
             return Err(ApiError::bad_request("no image specified"));
         }
-        let mode = host_config.network_mode.as_deref().unwrap_or_default();
-        let exposes = config.exposed_ports.as_ref();
         // What the image exposes comes later, and may be.
-        if mode.starts_with("container:") && exposes.is_some_and(|ports| !ports.is_empty()) {
-            return Err(ApiError::bad_request(
-                "conflicting options: port exposing and the container type network mode",
-            ));
-        }
+        let exposes = config.exposed_ports.as_ref();
+        let exposes = exposes.is_some_and(|ports| !ports.is_empty());
         let image = self.image(&reference, platform.as_ref()).await?;
         bulkhead_spec::merge_image_config(&mut config, &image.config);
         let facts = &self.shared.facts;
@@ -163,6 +158,12 @@ impl Containers {
         warnings.extend(
             bulkhead_spec::validate(&config, &host_config, isolation, facts).map_err(invalid)?,
         );
+        let joins = host_config.network_mode.as_deref().unwrap_or_default();
+        if exposes && joins.starts_with("container:") {
+            return Err(ApiError::bad_request(
+                "conflicting options: port exposing and the container type network mode",
+            ));
+        }
         self.settle_joined(&mut host_config)?;
         let mappings = self.shared.mappings(isolation, &host_config);
         if mappings.is_some() {
