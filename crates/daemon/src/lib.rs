@@ -14,6 +14,7 @@ pub mod connection;
 pub mod disk_usage;
 pub mod error;
 pub mod events;
+pub mod frames;
 pub mod hijack;
 pub mod lifetime;
 pub mod platform;

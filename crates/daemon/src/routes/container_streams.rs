@@ -20,6 +20,7 @@ use super::query::Params;
 use super::streams::{self, DetachKeys, Ended, Framing, MULTIPLEXED, RAW};
 use crate::connection::ApiVersion;
 use crate::error::{ApiError, ApiResult};
+use crate::frames::frame_head;
 use crate::hijack::{Hijack, RawConnection};
 use crate::services::containers::logs::{self, LogQuery};
 use crate::services::containers::{AttachTarget, Exec, ExecRequest, ExecState, Handle, Status};
@@ -404,7 +405,7 @@ async fn exec_converse(
             let text = format!("{}\r\n", error.message);
             let mut bytes = Vec::new();
             if framing == Framing::AsStdout || (!tty && framing == Framing::AsIs) {
-                bytes.extend_from_slice(&streams::frame_head(text.len()));
+                bytes.extend_from_slice(&frame_head(text.len()));
             }
             bytes.extend_from_slice(text.as_bytes());
             let _ = raw.socket.write_all(&bytes).await;

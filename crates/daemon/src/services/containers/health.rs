@@ -18,6 +18,7 @@ use super::exec::{ExecRequest, ExecState};
 use super::model::Status;
 use super::{Containers, Handle, Shared};
 use crate::error::{ApiError, ApiResult};
+use crate::frames::Frames;
 
 /// Docker's defaults.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -344,10 +345,7 @@ fn shown(duration: Duration) -> String {
 struct Output {
     stream: Option<UnixStream>,
     kept: Vec<u8>,
-    /// Of the head of the next frame.
-    head: Vec<u8>,
-    /// Of the frame that is being read.
-    left: usize,
+    frames: Frames,
     cut: bool,
 }
 
@@ -371,28 +369,12 @@ impl Output {
                 }
                 Ok(got) => got,
             };
-            let mut bytes = &buffer[..got];
-            while !bytes.is_empty() {
-                if self.left == 0 {
-                    // Stream, three zeros, length.
-                    let take = bytes.len().min(8 - self.head.len());
-                    self.head.extend_from_slice(&bytes[..take]);
-                    bytes = &bytes[take..];
-                    if let [_, _, _, _, length @ ..] = self.head.as_slice()
-                        && let Ok(length) = <[u8; 4]>::try_from(length)
-                    {
-                        self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(0);
-                        self.head.clear();
-                    }
-                    continue;
-                }
-                let take = bytes.len().min(self.left);
-                let room = MAX_OUTPUT - self.kept.len();
-                self.kept.extend_from_slice(&bytes[..take.min(room)]);
-                self.cut |= take > room;
-                self.left -= take;
-                bytes = &bytes[take..];
-            }
+            let mut content = Vec::new();
+            self.frames.strip(&buffer[..got], &mut content);
+            let room = MAX_OUTPUT - self.kept.len();
+            self.kept
+                .extend_from_slice(&content[..content.len().min(room)]);
+            self.cut |= content.len() > room;
         }
     }
 
