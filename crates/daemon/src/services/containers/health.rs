@@ -13,7 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use super::actor::{Actor, Command};
+use super::actor::Actor;
+use super::command::Command;
 use super::exec::{ExecRequest, ExecState};
 use super::model::Status;
 use super::{Containers, Handle, Shared};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use tokio::sync::{oneshot, watch};
 
-use super::actor::{AttachTarget, Command};
+use super::command::{AttachTarget, Command};
 use super::model::{Status, View};
 use super::rest::FilesAccess;
 use super::{Containers, Handle, signals};

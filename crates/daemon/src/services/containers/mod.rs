@@ -6,6 +6,7 @@
 
 mod actor;
 pub mod archive;
+mod command;
 mod commit;
 mod create;
 pub mod exec;
@@ -49,8 +50,8 @@ use crate::services::networks::Networks;
 use crate::services::volumes::Volumes;
 use crate::store::Store;
 
-pub use actor::{AttachTarget, Command};
 pub use archive::WriteArchive;
+pub use command::{AttachTarget, Command};
 pub use commit::CommitRequest;
 pub use create::{CreateRequest, Created, new_id};
 pub use exec::{Exec, ExecRequest, ExecState};
