@@ -27,6 +27,7 @@ mod policies;
 mod ports;
 mod promise;
 mod registry;
+mod requests;
 mod run;
 mod shares;
 mod streams;
